@@ -1,3 +1,7 @@
 """plait weaves parallel Keras models into one: out = Σ w_l(x) · f_l(x)."""
 
+from plait import layers, ops, routers
+
 __version__ = "0.1.0"
+
+__all__ = ["layers", "ops", "routers"]

@@ -1,0 +1,128 @@
+"""The weighted merge: the formula as a layer, and nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from plait.errors import message
+from plait.ops.combine import combine_masks, log_mixture, weighted_sum
+from plait.ops.shapes import Shape, agree, follows_rank_rule, is_shape, merge
+
+
+@keras.saving.register_keras_serializable("plait")
+class WeightedMerge(keras.layers.Layer):
+    """Merges parallel outputs by weights: `out = Σ_l w_l · f_l`.
+
+    The weights come first, then the experts' outputs. The leading axes of the weights are a
+    prefix of the outputs' shape: `(b, e)` over `(b, u)` weighs per example, `(b, t, e)` over
+    `(b, t, u)` per time step, `(b, e)` over `(b, h, w, u)` per image, `(b, u, e)` over `(b, u)`
+    per class. Weights that do not sum to one are used as they are. Products are summed in
+    float32 or better, whatever the dtype policy.
+
+    A step of the output is valid where it is valid in every input that carries a mask.
+
+    Args:
+        log_space: Whether inputs and output are logarithms: log-weights and log-probabilities in,
+            `log Σ_l exp(log w_l + log f_l)` out, also where a weight or a probability underflows.
+        **kwargs: `name` and `dtype` of a Keras layer.
+
+    Call arguments:
+        inputs: List `[weights, output_1, …, output_e]`: weights of shape `(b, …, e)`, then `e`
+            floating-point tensors of one shape `(b, …, u)`.
+
+    Returns:
+        Tensor of the outputs' shape.
+
+    Raises:
+        ValueError: If an output differs in shape from the first, if the weights count another
+            number of experts, or if their leading axes are no prefix of the outputs' shape.
+        TypeError: If an output has integers.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import plait
+    >>> weights = np.array([[0.25, 0.75]])
+    >>> y = plait.layers.WeightedMerge()([weights, np.array([[4.0, 0.0]]), np.array([[0.0, 4.0]])])
+    >>> tuple(y.shape), [round(float(v), 4) for v in y[0]]
+    ((1, 2), [1.0, 3.0])
+    """
+
+    def __init__(self, log_space: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.log_space = log_space
+        self.supports_masking = True
+
+    def build(self, input_shape: Sequence[Shape]) -> None:
+        """Checks that weights and outputs fit together."""
+        _merged_shape(input_shape)
+
+    def call(self, inputs: Sequence[Any]) -> Any:
+        """Returns the merged output, in the layer's compute dtype or better."""
+        _check_floats(inputs)
+        weights, *outputs = inputs
+        merge_outputs = log_mixture if self.log_space else weighted_sum
+        return keras.ops.cast(merge_outputs(weights, outputs), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
+        """Returns the outputs' shape, with every size that any input knows."""
+        return _merged_shape(input_shape)
+
+    def compute_mask(self, inputs: Sequence[Any], mask: Any = None) -> Any:
+        """Returns where every masked input is valid, or `None` when none is masked."""
+        return None if mask is None else combine_masks(mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "log_space": self.log_space}
+
+
+def _merged_shape(shapes: Any) -> Shape:
+    """Returns the shape of the merged output, or says what does not fit."""
+    if is_shape(shapes) or isinstance(shapes, dict) or len(shapes) < 2:
+        raise ValueError(
+            message(
+                "WeightedMerge takes a list: first the weights, then at least one output",
+                f"shape {shapes}" if is_shape(shapes) else f"shapes {shapes}",
+                "Call it as WeightedMerge()([weights, output_1, output_2, …])",
+            )
+        )
+    weights, first, *others = (tuple(shape) for shape in shapes)
+    output = first
+    for position, shape in enumerate(others, start=1):
+        if not agree(output, shape):
+            raise ValueError(
+                f"Output {position} has shape {shape}, but output 0 has {first}. "
+                "Outputs merged by WeightedMerge must agree in shape."
+            )
+        output = merge(output, shape)
+    count = len(others) + 1
+    if not weights or weights[-1] not in (None, count):
+        raise ValueError(
+            message(
+                "The last axis of the weights must count the outputs that follow them",
+                f"weights of shape {weights} and {count} outputs",
+                f"Pass weights of shape (…, {count}) first, then the outputs",
+            )
+        )
+    if not follows_rank_rule(weights, output):
+        raise ValueError(
+            message(
+                "The leading axes of the weights must be a prefix of the outputs' shape",
+                f"weights of shape {weights} over outputs of shape {output}",
+                f"Use weights of shape {(*output[:1], count)} to weigh per example",
+            )
+        )
+    return merge(weights[:-1], output[: len(weights) - 1]) + output[len(weights) - 1 :]
+
+
+def _check_floats(inputs: Sequence[Any]) -> None:
+    for position, tensor in enumerate(inputs):
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if "float" not in dtype:
+            name = "The weights" if position == 0 else f"Output {position - 1}"
+            raise TypeError(
+                f"{name} must be floating-point to be merged. Received: dtype {dtype}. "
+                "Merge probabilities or values, not labels or ids."
+            )

@@ -1,0 +1,56 @@
+"""The one place that knows backends apart.
+
+Each module beside this one spells the same four functions in its own language. Everything else in
+plait is written on `keras.ops` and on these:
+
+- `vectorized_map`: one call for all experts;
+- `unstack`: slices whose gradient is one stack;
+- `take_rows`: rows by number, with a gradient that gathers too;
+- `map_segments`: each expert on its own run of sorted rows, whatever the load.
+"""
+
+import keras
+
+from plait.ops.backend.structure import vectorized_map_with
+
+if keras.config.backend() == "jax":
+    from plait.ops.backend.jax import map_segments, take_rows, unstack, vectorize
+elif keras.config.backend() == "torch":
+    from plait.ops.backend.torch import map_segments, take_rows, unstack, vectorize
+elif keras.config.backend() == "tensorflow":
+    from plait.ops.backend.tensorflow import map_segments, take_rows, unstack, vectorize
+else:
+    from plait.ops.backend.numpy import map_segments, take_rows, unstack, vectorize
+
+__all__ = ["map_segments", "take_rows", "unstack", "vectorized_map"]
+
+
+def vectorized_map(function, mapped, shared=None):
+    """Calls a function of one expert for all experts at once.
+
+    `out[l] = function(mapped[l], shared)`, computed as one batched call rather than as `e` calls.
+
+    Args:
+        function: Maps `(mapped_of_one_expert, shared)` to a structure of tensors. `None` leaves
+            pass through.
+        mapped: Structure (lists, tuples, dicts) of tensors `(e, …)`, split along the first axis.
+        shared: Structure passed whole to every call.
+
+    Returns:
+        The structure that `function` returns, each leaf with a leading `e` axis, also where it
+        does not depend on `mapped`. Random numbers drawn by the backend's own global generator
+        differ between experts.
+
+    Example:
+
+    ```python
+    >>> import keras
+    >>> from plait.ops.backend import vectorized_map
+    >>> kernels = [keras.ops.ones((3, 4, 2))]
+    >>> y = vectorized_map(lambda w, x: keras.ops.matmul(x, w[0]), kernels, keras.ops.ones((5, 4)))
+    >>> tuple(y.shape)
+    (3, 5, 2)
+
+    ```
+    """
+    return vectorized_map_with(vectorize, function, mapped, shared)

@@ -1,0 +1,143 @@
+"""Weighted sums and log-mixtures: the formula out = Σ w_l(x) · f_l(x)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def at_least_float32(tensor: Any) -> Any:
+    """Returns `tensor` in float32, or as it is when it is float64.
+
+    Softmax, logarithms and sums of products lose too much in half precision.
+    """
+    if keras.backend.standardize_dtype(tensor.dtype) == "float64":
+        return tensor
+    return ops.cast(tensor, "float32")
+
+
+def expert_weight(weights: Any, expert: int, rank: int) -> Any:
+    """Returns one expert's weights, shaped to multiply an output of the given rank.
+
+    Args:
+        weights: Tensor of shape `(b, …, e)`.
+        expert: Position on the last axis.
+        rank: Rank of the expert's output, at least that of the weights less one.
+
+    Returns:
+        Tensor of shape `(b, …, 1, …, 1)` with `rank` axes.
+    """
+    weight = weights[..., expert]
+    return ops.reshape(weight, (*ops.shape(weight), *(1,) * (rank - len(weight.shape))))
+
+
+def weighted_sum(weights: Any, outputs: Sequence[Any]) -> Any:
+    """Returns `Σ_l weights[…, l] · outputs[l]`, summed in float32 or better.
+
+    Args:
+        weights: Tensor of shape `(b, …, e)`; the axes before the last are a prefix of the
+            outputs' shape. Used as they are, also where they do not sum to one.
+        outputs: `e` tensors of one shape `(b, …, u)`.
+
+    Returns:
+        Tensor of shape `(b, …, u)`, in float32, or float64 where an input is.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from plait.ops import weighted_sum
+    >>> y = weighted_sum(np.array([[0.25, 0.75]]), [np.array([[4.0, 0.0]]), np.array([[0.0, 4.0]])])
+    >>> [round(float(v), 4) for v in y[0]]
+    [1.0, 3.0]
+    """
+    weights = at_least_float32(weights)
+    total = None
+    for expert, output in enumerate(outputs):
+        term = expert_weight(weights, expert, len(output.shape)) * at_least_float32(output)
+        total = term if total is None else total + term
+    return total
+
+
+def weighted_sum_stacked(weights: Any, stacked: Any) -> Any:
+    """Returns `Σ_l weights[…, l] · stacked[l]` for outputs with the expert axis first.
+
+    The experts' engine computes in this layout; see `weighted_sum` for the formula.
+
+    Args:
+        weights: Tensor of shape `(b, …, e)`.
+        stacked: Tensor of shape `(e, b, …, u)`.
+
+    Returns:
+        Tensor of shape `(b, …, u)`, in float32, or float64 where an input is.
+    """
+    weights = ops.moveaxis(at_least_float32(weights), -1, 0)
+    stacked = at_least_float32(stacked)
+    shape = (*ops.shape(weights), *(1,) * (len(stacked.shape) - len(weights.shape)))
+    return ops.sum(ops.reshape(weights, shape) * stacked, axis=0)
+
+
+def log_sum_exp(terms: Any, axis: int = 0) -> Any:
+    """Returns log Σ exp(terms), finite in value and gradient wherever one term is finite.
+
+    Where all terms are −∞ the value is −∞ and the gradient zero, not NaN.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from plait.ops import log_sum_exp
+    >>> round(float(log_sum_exp(np.array([-1000.0, -np.inf, -1000.0]))), 4)
+    -999.3069
+    """
+    top = ops.stop_gradient(ops.max(terms, axis=axis, keepdims=True))
+    top = ops.where(ops.isfinite(top), top, ops.zeros_like(top))
+    total = ops.sum(ops.exp(terms - top), axis=axis)
+    empty = total <= 0
+    log = ops.log(ops.where(empty, ops.ones_like(total), total)) + ops.squeeze(top, axis)
+    return ops.where(empty, ops.full_like(log, -float("inf")), log)
+
+
+def log_mixture(log_weights: Any, log_outputs: Sequence[Any]) -> Any:
+    """Returns `log Σ_l exp(log_weights[…, l] + log_outputs[l])`, the log of a mixture.
+
+    Args:
+        log_weights: Tensor of shape `(b, …, e)`, log-weights; −∞ is a weight of zero.
+        log_outputs: `e` tensors of one shape `(b, …, u)`, log-probabilities.
+
+    Returns:
+        Tensor of shape `(b, …, u)`, in float32, or float64 where an input is.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from plait.ops import log_mixture
+    >>> y = log_mixture(np.log([[0.5, 0.5]]), [np.log([[0.2]]), np.log([[0.6]])])
+    >>> round(float(np.exp(y[0, 0])), 4)
+    0.4
+    """
+    log_weights = at_least_float32(log_weights)
+    terms = [
+        expert_weight(log_weights, expert, len(output.shape)) + at_least_float32(output)
+        for expert, output in enumerate(log_outputs)
+    ]
+    return log_sum_exp(ops.stack(terms), axis=0)
+
+
+def combine_masks(masks: Sequence[Any]) -> Any:
+    """Returns where every given mask is true; `None` stands for no mask.
+
+    Args:
+        masks: Boolean tensors whose shapes are prefixes of one shape, or `None`.
+
+    Returns:
+        Boolean tensor of the largest rank among the masks, or `None` when all are.
+    """
+    present = [mask for mask in masks if mask is not None]
+    if not present:
+        return None
+    rank = max(len(mask.shape) for mask in present)
+    combined = None
+    for mask in present:
+        mask = ops.reshape(mask, (*ops.shape(mask), *(1,) * (rank - len(mask.shape))))
+        combined = mask if combined is None else ops.logical_and(combined, mask)
+    return combined
