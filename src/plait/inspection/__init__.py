@@ -1,0 +1,33 @@
+"""Inspection: numbers about a mixture, from its weights, its experts' outputs and the targets."""
+
+from plait.inspection.constant import best_constant_weights
+from plait.inspection.losses import losses
+from plait.inspection.scores import Reference, Score, choose, score, scores
+from plait.inspection.usage import (
+    Along,
+    Confusion,
+    Usage,
+    expert_confusion,
+    usage,
+    weights_along,
+    weights_per_class,
+    worst,
+)
+
+__all__ = [
+    "Along",
+    "Confusion",
+    "Reference",
+    "Score",
+    "Usage",
+    "best_constant_weights",
+    "choose",
+    "expert_confusion",
+    "losses",
+    "score",
+    "scores",
+    "usage",
+    "weights_along",
+    "weights_per_class",
+    "worst",
+]

@@ -1,0 +1,173 @@
+"""The schema: what the columns of a table mean to a model, in plain values that fit in a config."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from plait.errors import message
+
+TASKS = ("classification", "regression")
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One feature column.
+
+    Args:
+        name: The column's name in the table.
+        categories: The texts it may hold, in the order of their codes; `None` for numbers.
+        mean: What is subtracted from a number.
+        scale: What a number is divided by, above zero.
+
+    Example:
+    >>> from plait.tables import Column
+    >>> Column("colour", categories=("blue", "red")).width
+    2
+    """
+
+    name: str
+    categories: tuple[str, ...] | None = None
+    mean: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """How many features the column becomes."""
+        return 1 if self.categories is None else len(self.categories)
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What the training data alone says is the best that needs no gate.
+
+    Kept with the model, so that a later score never chooses on the data it is measured on.
+
+    Args:
+        expert: Index of the expert with the lowest training loss.
+        weights: One weight per expert, the best constant ones on the training data.
+    """
+
+    expert: int
+    weights: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """The columns a model reads, and what its output means.
+
+    Args:
+        columns: The feature columns, in the order of the model's input.
+        target: The target's name.
+        task: `"classification"` or `"regression"`.
+        classes: Class labels in the order of the output's units; empty for regression. Labels
+            are texts or integers, as in the data.
+        center: Mean of a regression target in the training data.
+        spread: Its standard deviation.
+        baseline: The best single expert and the best constant weights, once known.
+
+    Example:
+    >>> from plait.tables import Column, Schema
+    >>> columns = (Column("age", mean=40.0, scale=10.0),)
+    >>> schema = Schema(columns, "sex", "classification", classes=("f", "m"))
+    >>> schema == Schema.from_config(schema.to_config())
+    True
+    """
+
+    columns: tuple[Column, ...]
+    target: str
+    task: str
+    classes: tuple[str | int, ...] = ()
+    center: float = 0.0
+    spread: float = 1.0
+    baseline: Baseline | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The feature columns' names."""
+        return [column.name for column in self.columns]
+
+    @property
+    def width(self) -> int:
+        """How many features the columns become."""
+        return sum(column.width for column in self.columns)
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns the schema as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Schema":
+        """Returns the schema that `to_config` described."""
+        values = dict(config)
+        values["columns"] = tuple(_column(column) for column in config["columns"])
+        values["classes"] = tuple(config["classes"])
+        if config["baseline"] is not None:
+            kept = config["baseline"]
+            values["baseline"] = Baseline(int(kept["expert"]), tuple(kept["weights"]))
+        return cls(**values)
+
+
+def _column(config: dict[str, Any]) -> Column:
+    categories = config["categories"]
+    return Column(
+        config["name"],
+        None if categories is None else tuple(categories),
+        config["mean"],
+        config["scale"],
+    )
+
+
+def agree(schemas: list[Schema], names: list[str]) -> None:
+    """Raises unless all schemas read the same columns and mean the same output.
+
+    Args:
+        schemas: At least one schema.
+        names: What to call each in an error, for example its file's name.
+
+    Raises:
+        ValueError: Naming the first schema that differs from the first, and in what.
+    """
+    first = schemas[0]
+    for schema, name in zip(schemas[1:], names[1:], strict=True):
+        for what, a, b in (
+            ("tasks", first.task, schema.task),
+            ("targets", first.target, schema.target),
+            ("class labels", first.classes, schema.classes),
+            ("columns", first.names, schema.names),
+            (
+                "categories",
+                [column.categories for column in first.columns],
+                [column.categories for column in schema.columns],
+            ),
+        ):
+            if a != b:
+                raise ValueError(
+                    message(
+                        f"Models to blend must have the same {what}",
+                        f"{names[0]} with {_short(a)}, {name} with {_short(b)}",
+                        "Fit them on tables with the same columns and classes",
+                    )
+                )
+
+
+def _short(value: Any, limit: int = 120) -> str:
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def scaling(values: np.ndarray) -> tuple[float, float]:
+    """Returns mean and standard deviation of a column, the latter 1 where nothing varies.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.tables.schema import scaling
+    >>> scaling(np.array([1.0, 3.0])), scaling(np.array([5.0, 5.0]))
+    ((2.0, 1.0), (5.0, 1.0))
+    """
+    values = np.asarray(values, "float64")
+    mean, scale = float(values.mean()), float(values.std())
+    return mean, scale if scale > 1e-12 * max(1.0, abs(mean)) else 1.0
+
+
+__all__ = ["TASKS", "Baseline", "Column", "Schema", "agree", "scaling"]
