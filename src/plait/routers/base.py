@@ -1,19 +1,33 @@
 """The base of the routers: scores in, weights out, and one hook."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 from plait.errors import message
-from plait.ops.routing import Routing, log_probabilities
+from plait.ops import balance
+from plait.ops.combine import at_least_float32
+from plait.ops.routing import Routing, log_probabilities, softmax
+from plait.routers.tally import Tally
 
 
 class Router(keras.layers.Layer):
     """Turns a gate's scores into mixing weights.
 
-    A member of the family implements `select`; everything else is here.
+    A member of the family implements `select`; everything else is here. Three balance terms, each
+    off at 0, are added to the loss in training, times their coefficient. Their raw values are
+    metrics named `<router name>_load_balance` and so on, means over the steps of an epoch; they
+    stand in the logs of `fit`, and are zero in those of `evaluate`, which balances nothing.
 
     Args:
+        load_balance: Coefficient of `e · Σ_l f_l P_l`, which is one where the load is even
+            (Fedus et al. 2021, eq. 4).
+        importance: Coefficient of the squared coefficient of variation of the experts' total
+            weights (Shazeer et al. 2017, eq. 6).
+        z_loss: Coefficient of the mean of `(log Σ_l exp s_l)²`, which keeps scores small
+            (Zoph et al. 2022, eq. 5).
         from_logits: Whether the scores are logits, the default, or probabilities, such as those
             of a gate that ends in a softmax.
         **kwargs: `name` and `dtype` of a Keras layer.
@@ -21,13 +35,35 @@ class Router(keras.layers.Layer):
     Call arguments:
         scores: Tensor of shape `(b, …, e)`.
         training: Whether the call is part of training.
+        mask: `None` or bool, shaped as the first axes of the scores. A row where it is false
+            counts in no balance term and takes none of an expert's capacity.
 
     Returns:
         Weights of shape `(b, …, e)`, in float32 or better.
+
+    Raises:
+        ValueError: If a coefficient is negative or not a number.
+
+    References:
+        Fedus, Zoph, Shazeer (2021), Switch Transformers.
+        Shazeer et al. (2017), Outrageously large neural networks.
+        Zoph et al. (2022), ST-MoE: designing stable and transferable sparse expert models.
     """
 
-    def __init__(self, *, from_logits: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        load_balance: float = 0.0,
+        importance: float = 0.0,
+        z_loss: float = 0.0,
+        from_logits: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # Scores are not cast down to the compute dtype of a mixed policy.
+        super().__init__(autocast=False, **kwargs)
+        self.load_balance = check_not_negative(self, "load_balance", load_balance)
+        self.importance = check_not_negative(self, "importance", importance)
+        self.z_loss = check_not_negative(self, "z_loss", z_loss)
         self.from_logits = from_logits
         self.supports_masking = True
 
@@ -35,33 +71,130 @@ class Router(keras.layers.Layer):
         """The hook: returns the `Routing` for logits of shape `(b, …, e)`, float32 or better."""
         raise NotImplementedError(f"{type(self).__name__} must implement `select`.")
 
-    def route(self, scores: Any, training: bool | None = None) -> Routing:
+    def limit(self, routing: Routing, training: bool, mask: Any) -> Routing:
+        """Returns what is left of a routing within the router's capacity; here, all of it."""
+        del training, mask
+        return routing
+
+    def capacity(self, num_rows: Any, num_experts: int) -> Any:
+        """Returns how many rows one expert takes at most, or `None` for any number.
+
+        Args:
+            num_rows: `n`, the product of the routed axes: an integer, or an integer tensor where
+                the batch size is only known at run time.
+            num_experts: `e`.
+        """
+        del num_rows, num_experts
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the state, and checks the router's arguments against the number of experts."""
+        if input_shape[-1] is None:
+            raise ValueError(
+                message(
+                    f"The last axis of the scores given to {type(self).__name__} must be known: "
+                    "it counts the experts",
+                    f"scores of shape {tuple(input_shape)}",
+                    "End the gate in a layer of fixed width, such as Dense(num_experts)",
+                )
+            )
+        self.num_experts = int(input_shape[-1])
+        for name in ("load_balance", "importance", "z_loss"):
+            if getattr(self, name):
+                self.track(name)
+
+    def track(self, name: str) -> None:
+        """Adds a metric `<router name>_<name>`, to be fed by `record`; called in `build`."""
+        totals = self.add_state(f"{name}_tally", (2,))
+        # Keras finds the metrics of a layer among its attributes.
+        setattr(self, f"{name}_metric", Tally(totals, name=f"{self.name}_{name}"))
+
+    def record(self, name: str, value: Any, count: Any = 1.0) -> None:
+        """Adds a value, with the weight `count`, to the mean that a metric shows."""
+        getattr(self, f"{name}_metric").add(value, count)
+
+    def add_state(self, name: str, shape: tuple[int, ...], start: float = 0.0) -> Any:
+        """Returns a new float32 variable that is saved with the router and not trained."""
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=keras.initializers.Constant(start),
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+        )
+
+    def route(self, scores: Any, training: bool | None = None, mask: Any = None) -> Routing:
         """Returns the weights and, where only some experts count, which ones.
 
         Args:
             scores: Tensor of shape `(b, …, e)`.
             training: Whether the call is part of training.
+            mask: See `Router`; one with more axes than the routed ones is ignored.
         """
-        logits = scores if self.from_logits else log_probabilities(scores)
-        return self.select(logits, bool(training))
+        if not self.built:
+            self.build(tuple(scores.shape))
+        training = bool(training)
+        logits = at_least_float32(scores) if self.from_logits else log_probabilities(scores)
+        mask = _over_rows(mask, logits)
+        routing = self.select(logits, training)
+        if training:
+            self.balance(logits, routing, mask)
+        return self.limit(routing, training, mask)
 
-    def call(self, scores: Any, training: bool | None = None) -> Any:
+    def balance(self, logits: Any, routing: Routing, mask: Any) -> None:
+        """Adds the balance terms of a training step to the loss and to the metrics."""
+        terms: dict[str, Callable[[], Any]] = {
+            "load_balance": lambda: balance.load_balance(
+                softmax(logits), balance.expert_load(routing, mask), mask
+            ),
+            "importance": lambda: balance.importance(routing.weights, mask),
+            "z_loss": lambda: balance.z_loss(logits, mask),
+        }
+        for name, term in terms.items():
+            coefficient = getattr(self, name)
+            if coefficient:
+                value = term()
+                self.add_loss(coefficient * value)
+                self.record(name, value)
+
+    def call(self, scores: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Returns the weights alone; see `route`."""
-        return self.route(scores, training=training).weights
+        return self.route(scores, training=training, mask=mask).weights
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Weights are shaped as the scores are."""
         return tuple(input_shape)
 
+    def compute_output_spec(self, scores: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:
+        """Weights are in float32, or float64 where the scores are."""
+        del args, kwargs
+        double = keras.backend.standardize_dtype(scores.dtype) == "float64"
+        return keras.KerasTensor(scores.shape, dtype="float64" if double else "float32")
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "from_logits": self.from_logits}
+        return {
+            **super().get_config(),
+            "load_balance": self.load_balance,
+            "importance": self.importance,
+            "z_loss": self.z_loss,
+            "from_logits": self.from_logits,
+        }
+
+
+def _over_rows(mask: Any, logits: Any) -> Any:
+    """Returns the mask with all routed axes, or `None` where it does not speak of them."""
+    routed = len(logits.shape) - 1
+    if mask is None or len(mask.shape) > routed:
+        return None
+    mask = ops.cast(mask, "bool")
+    mask = ops.reshape(mask, (*ops.shape(mask), *(1,) * (routed - len(mask.shape))))
+    return ops.broadcast_to(mask, ops.shape(logits)[:-1])
 
 
 def check_positive(owner: object, name: str, value: float) -> float:
     """Returns `value` when it is a positive number, and raises `ValueError` otherwise."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
+    if not _is_number(value) or not 0 < value < float("inf"):
         raise ValueError(
             message(
                 f"`{name}` of {type(owner).__name__} must be a positive number",
@@ -70,3 +203,20 @@ def check_positive(owner: object, name: str, value: float) -> float:
             )
         )
     return float(value)
+
+
+def check_not_negative(owner: object, name: str, value: float) -> float:
+    """Returns `value` when it is a number ≥ 0, and raises `ValueError` otherwise."""
+    if not _is_number(value) or not 0 <= value < float("inf"):
+        raise ValueError(
+            message(
+                f"`{name}` of {type(owner).__name__} must be a number of at least 0",
+                f"{name}={value!r}",
+                f"Use {name}=0.0 to switch it off",
+            )
+        )
+    return float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

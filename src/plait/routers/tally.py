@@ -1,0 +1,43 @@
+"""A metric that reads what a router recorded during the forward pass."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class Tally(keras.metrics.Metric):
+    """The mean of what was recorded since the last reset.
+
+    A metric's own variables are not part of the forward pass: on JAX, what a layer assigns to them
+    in `call` is lost. The sums therefore live in a variable of the layer, and this metric only
+    reads and resets it. In the middle of an epoch a compiled JAX step cannot see that variable, so
+    the progress bar shows the last epoch's value there; the logs of the epoch are exact.
+
+    Args:
+        totals: Variable of shape `(2,)`, the weighted sum and the sum of the weights.
+        name: Key in the logs.
+    """
+
+    def __init__(self, totals: keras.Variable, name: str) -> None:
+        super().__init__(name=name)
+        # In a closure: as an attribute the variable would become a variable of the metric.
+        self._read = lambda: totals.value
+        self._write = totals.assign
+
+    def add(self, value: Any, count: Any = 1.0) -> None:
+        """Adds a value with a weight."""
+        value, count = ops.cast(ops.stop_gradient(value), "float32"), ops.cast(count, "float32")
+        self._write(self._read() + ops.stack([value * count, count]))
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the router records during the forward pass."""
+
+    def result(self) -> Any:
+        """Returns the mean, or zero where nothing was recorded."""
+        total, count = ops.unstack(self._read(), 2)
+        return total / ops.maximum(count, 1e-30)
+
+    def reset_state(self) -> None:
+        """Forgets what was recorded."""
+        self._write(ops.zeros((2,), dtype="float32"))

@@ -1,0 +1,55 @@
+"""What routers with a temperature have in common."""
+
+from typing import Any
+
+import keras
+
+from plait.routers.base import Router, check_positive
+
+
+class TemperatureRouter(Router):
+    """A router whose temperature is state: changing it compiles nothing anew.
+
+    Args:
+        temperature: Positive number, the value at the start.
+        **kwargs: See `Router`.
+
+    Raises:
+        ValueError: If `temperature` is not a positive number.
+    """
+
+    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._start = check_positive(self, "temperature", temperature)
+        self._variable: keras.Variable | None = None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the temperature's variable."""
+        super().build(input_shape)
+        if self._variable is None:
+            self._variable = self.add_state("temperature", (), self._start)
+
+    @property
+    def temperature(self) -> float:
+        """The present temperature; assign a number to change it."""
+        if self._variable is None:
+            return self._start
+        return float(keras.ops.convert_to_numpy(self._variable.value))
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        value = check_positive(self, "temperature", value)
+        if self._variable is None:
+            self._start = value
+        else:
+            self._variable.assign(value)
+
+    @property
+    def temperature_value(self) -> Any:
+        """The temperature as a scalar tensor, for use in `select`."""
+        assert self._variable is not None  # `route` builds first
+        return self._variable.value
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments; the present temperature is saved as a weight."""
+        return {**super().get_config(), "temperature": self._start}
