@@ -6,23 +6,26 @@ plait is written on `keras.ops` and on these:
 - `vectorized_map`: one call for all experts;
 - `unstack`: slices whose gradient is one stack;
 - `take_rows`: rows by number, with a gradient that gathers too;
-- `map_segments`: each expert on its own run of sorted rows, whatever the load.
+- `map_choices(function, variables, leaves, choices)`: each expert on the rows that chose it,
+  whatever the load. `function` maps `(variables_of_one_expert, rows, segment)` to a list of
+  tensors `(r, …)`; `variables` is a list of tensors `(e, …)`, `leaves` of tensors `(n, …)`, the
+  result a list of tensors `(n * k, …)`, with zeros where nobody was chosen.
 """
 
 import keras
 
-from plait.ops.backend.structure import vectorized_map_with
+from plait.ops.backend.structure import Choices, vectorized_map_with
 
 if keras.config.backend() == "jax":
-    from plait.ops.backend.jax import map_segments, take_rows, unstack, vectorize
+    from plait.ops.backend.jax import map_choices, take_rows, unstack, vectorize
 elif keras.config.backend() == "torch":
-    from plait.ops.backend.torch import map_segments, take_rows, unstack, vectorize
+    from plait.ops.backend.torch import map_choices, take_rows, unstack, vectorize
 elif keras.config.backend() == "tensorflow":
-    from plait.ops.backend.tensorflow import map_segments, take_rows, unstack, vectorize
+    from plait.ops.backend.tensorflow import map_choices, take_rows, unstack, vectorize
 else:
-    from plait.ops.backend.numpy import map_segments, take_rows, unstack, vectorize
+    from plait.ops.backend.numpy import map_choices, take_rows, unstack, vectorize
 
-__all__ = ["map_segments", "take_rows", "unstack", "vectorized_map"]
+__all__ = ["Choices", "map_choices", "take_rows", "unstack", "vectorized_map"]
 
 
 def vectorized_map(function, mapped, shared=None):

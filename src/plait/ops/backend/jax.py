@@ -1,13 +1,14 @@
 """The seam on JAX."""
 
-from functools import partial
+import math
+from itertools import compress
 
 import jax
 import jax.numpy as jnp
 
-from plait.ops.backend.structure import is_float
+from plait.ops.backend.structure import by_sorted_rows, is_float, partition
 
-__all__ = ["map_segments", "take_rows", "unstack", "vectorize"]
+__all__ = ["map_choices", "take_rows", "unstack", "vectorize"]
 
 
 def vectorize(function, tensors):
@@ -79,6 +80,11 @@ def _take_rows_backward(inverse, gradient):
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
+def map_choices(function, variables, leaves, choices):
+    """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
+    return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
+
+
 def map_segments(function, variables, rows, offsets):
     """Runs each expert on its own run of sorted rows, in segments of a fixed number of rows.
 
@@ -96,8 +102,111 @@ def map_segments(function, variables, rows, offsets):
     Returns:
         List of tensors `(m, …)`. Rows from `offsets[e]` on mean nothing.
     """
-    num_experts, num_rows = offsets.shape[0] - 1, rows[0].shape[0]
+    weights, other_weights, merge_weights = partition(variables)
+    inputs, other_inputs, merge_inputs = partition(rows)
+    num_rows, num_experts = rows[0].shape[0], offsets.shape[0] - 1
     size = segment_size(num_rows, num_experts)
-    segments = _segments(offsets, num_rows, size)
-    floats, others = _Split.of((variables, rows))
-    return _run(partial(_call, function, floats), floats.tensors, others, segments, size)
+    outputs = jax.eval_shape(
+        function,
+        [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in variables],
+        [jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) for leaf in rows],
+        jax.ShapeDtypeStruct((), "int32"),
+    )
+    if num_rows == 0:
+        return [jnp.zeros((0, *output.shape[1:]), output.dtype) for output in outputs]
+    buffers = [(num_rows + size, *output.shape[1:]) for output in outputs]
+    differentiable = [jnp.issubdtype(output.dtype, jnp.floating) for output in outputs]
+
+    def segment(s, weights, inputs, constants):
+        """What segment `s` holds: its expert's variables, its rows, their numbers, its bounds."""
+        other_weights, other_inputs, plan = constants
+        expert, start, end = plan["expert"][s], plan["start"][s], plan["end"][s]
+        index = jnp.minimum(start + jnp.arange(size), end - 1)
+        held = jax.tree.map(lambda w: w[expert], (weights, other_weights))
+        fed = jax.tree.map(lambda x: x[index], (inputs, other_inputs))
+        return expert, start, end, index, held, fed
+
+    @jax.custom_vjp
+    def run(weights, inputs, constants):
+        def body(s, results):
+            _, start, _, _, held, fed = segment(s, weights, inputs, constants)
+            values = function(merge_weights(*held), merge_inputs(*fed), s)
+            return [_write(r, v, start) for r, v in zip(results, values, strict=True)]
+
+        zeros = [jnp.zeros(b, o.dtype) for b, o in zip(buffers, outputs, strict=True)]
+        return jax.lax.fori_loop(0, constants[2]["total"], body, zeros)
+
+    def forward(weights, inputs, constants):
+        return run(weights, inputs, constants), (weights, inputs, constants)
+
+    def backward(residuals, cotangents):
+        weights, inputs, constants = residuals
+        cotangents = list(compress(cotangents, differentiable))
+
+        def body(s, gradients):
+            expert, start, end, index, held, fed = segment(s, weights, inputs, constants)
+
+            def call(weights, inputs):
+                values = function(
+                    merge_weights(weights, held[1]), merge_inputs(inputs, fed[1]), s
+                )
+                return list(compress(values, differentiable))
+
+            _, pull = jax.vjp(call, held[0], fed[0])
+            counts = start + jnp.arange(size) < end
+            shares = pull([_mask(c[index], counts) for c in cotangents])
+            return (
+                [g.at[expert].add(d) for g, d in zip(gradients[0], shares[0], strict=True)],
+                [_write(g, d, start) for g, d in zip(gradients[1], shares[1], strict=True)],
+            )
+
+        # Half-precision sums over many segments would lose what is small.
+        wide = [jnp.promote_types(w.dtype, "float32") for w in weights]
+        zeros = (
+            [jnp.zeros(w.shape, d) for w, d in zip(weights, wide, strict=True)],
+            [jnp.zeros((num_rows + size, *x.shape[1:]), x.dtype) for x in inputs],
+        )
+        of_weights, of_inputs = jax.lax.fori_loop(0, constants[2]["total"], body, zeros)
+        return (
+            [g.astype(w.dtype) for g, w in zip(of_weights, weights, strict=True)],
+            [g[:num_rows] for g in of_inputs],
+            None,
+        )
+
+    run.defvjp(forward, backward)
+    plan = _plan(offsets, num_rows, size)
+    return [r[:num_rows] for r in run(weights, inputs, (other_weights, other_inputs, plan))]
+
+
+def segment_size(num_rows, num_experts):
+    """Rows per segment: the mean load `m / e` and two standard deviations, at most 256.
+
+    So most experts need one segment at a balanced load, and slices of their variables are copied
+    once; an expert in demand takes several. Multiples of 8 suit vector units.
+    """
+    mean = num_rows / num_experts
+    rows = 8 * math.ceil((mean + 2 * math.sqrt(mean)) / 8)
+    return max(1, min(num_rows, 256, rows))
+
+
+def _plan(offsets, num_rows, size):
+    """For each segment its expert and the bounds of its rows, and how many segments are in use."""
+    num_experts = offsets.shape[0] - 1
+    loads = offsets[1:] - offsets[:-1]
+    last = jnp.cumsum((loads + size - 1) // size, dtype="int32")
+    first = last - (loads + size - 1) // size
+    # Each used expert wastes less than one segment.
+    bound = (num_rows + min(num_experts, num_rows) * (size - 1)) // size
+    segments = jnp.arange(bound, dtype="int32")
+    expert = jnp.searchsorted(last, segments, side="right").astype("int32")
+    expert = jnp.minimum(expert, num_experts - 1)
+    start = offsets[expert] + (segments - first[expert]) * size
+    return {"expert": expert, "start": start, "end": offsets[expert + 1], "total": last[-1]}
+
+
+def _write(buffer, rows, start):
+    return jax.lax.dynamic_update_slice_in_dim(buffer, rows.astype(buffer.dtype), start, 0)
+
+
+def _mask(rows, counts):
+    return jnp.where(counts.reshape((-1,) + (1,) * (rows.ndim - 1)), rows, 0)

@@ -1,0 +1,45 @@
+"""The seam on NumPy, which has no gradients: loops."""
+
+import numpy as np
+
+from plait.ops.backend.structure import by_sorted_rows
+
+__all__ = ["map_choices", "take_rows", "unstack", "vectorize"]
+
+
+def vectorize(function, tensors):
+    """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
+    results = [function(list(slices)) for slices in zip(*tensors, strict=True)]
+    return [np.stack(values) for values in zip(*results, strict=True)]
+
+
+def unstack(tensor):
+    """Slices along the first axis: a list of `e` arrays `(…)`."""
+    return list(tensor)
+
+
+def take_rows(tensor, index, inverse):
+    """Rows by number; a number past the end stands for a row of zeros."""
+    zero = np.zeros((1, *tensor.shape[1:]), tensor.dtype)
+    return np.concatenate([tensor, zero])[index]
+
+
+def map_choices(function, variables, leaves, choices):
+    """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
+    return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
+
+
+def map_segments(function, variables, rows, offsets):
+    """Runs each expert on its own run of sorted rows: a loop over the experts in use."""
+    runs = [l for l in range(len(offsets) - 1) if offsets[l] < offsets[l + 1]] or [0]
+    results = [
+        function(
+            [variable[l] for variable in variables],
+            [row[offsets[l] : offsets[l + 1]] for row in rows],
+            l,
+        )
+        for l in runs
+    ]
+    values = [np.concatenate(value) for value in zip(*results, strict=True)]
+    rest = len(rows[0]) - offsets[-1]
+    return [np.concatenate([v, np.zeros((rest, *v.shape[1:]), v.dtype)]) for v in values]

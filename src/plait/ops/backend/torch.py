@@ -1,0 +1,154 @@
+"""The seam on PyTorch."""
+
+from itertools import pairwise
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from plait.ops.backend.structure import is_float
+
+__all__ = ["map_choices", "take_rows", "unstack", "vectorize"]
+
+
+class _AnyMemoryFormat(TorchFunctionMode):
+    """Answers yes when asked whether a tensor has a given memory format.
+
+    Keras asks this before a convolution, and would copy into the channels-last format. Inside
+    `vmap` neither the question nor the copy is allowed, and the format is only a matter of speed.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.is_contiguous and "memory_format" in kwargs:
+            return True
+        return func(*args, **kwargs)
+
+
+def vectorize(function, tensors):
+    """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
+    with _AnyMemoryFormat():
+        return torch.func.vmap(function, randomness="different")(tensors)
+
+
+def unstack(tensor):
+    """Slices along the first axis; the gradient is one stack, not one scatter a slice.
+
+    Args:
+        tensor: Tensor `(e, …)`.
+
+    Returns:
+        List of `e` tensors `(…)`.
+    """
+    return list(torch.unbind(tensor))
+
+
+def take_rows(tensor, index, inverse):
+    """Rows by number, with a gradient that gathers too.
+
+    `out[i] = tensor[index[i]]` and `gradient[j] = Σ_k gradient_out[inverse[j, k]]`. A number
+    past the end stands for a row of zeros. A scatter would add row after row.
+
+    Args:
+        tensor: Tensor `(m, …)`.
+        index: int32 `(i,)` with values in `[0, m]`.
+        inverse: int32 `(m, k)` with values in `[0, i]`: where each row went.
+
+    Returns:
+        Tensor `(i, …)`.
+    """
+    if not is_float(tensor):
+        return _take(tensor, index)
+    return _TakeRows.apply(tensor, index, inverse)
+
+
+def _take(tensor, index):
+    if tensor.shape[0] == 0:
+        return tensor.new_zeros((index.shape[0], *tensor.shape[1:]))
+    inside = index < tensor.shape[0]
+    taken = tensor.index_select(0, torch.where(inside, index, 0))
+    return torch.where(inside.reshape((-1,) + (1,) * (tensor.ndim - 1)), taken, 0)
+
+
+class _TakeRows(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor, index, inverse):
+        return _take(tensor, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (inverse,) = ctx.saved_tensors
+        gradients = [_take(gradient, inverse[:, k]) for k in range(inverse.shape[1])]
+        return sum(gradients[1:], gradients[0]), None, None
+
+
+def map_choices(function, variables, leaves, choices):
+    """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`.
+
+    A loop over the experts in use. Variables are unbound once, and rows split once: indexing them
+    inside the loop would make a gradient the size of all experts, or all rows, at every step.
+    """
+    order, _, offsets, num_selected = choices
+    bounds = offsets.tolist()
+    sizes = [b - a for a, b in pairwise(bounds)]
+    used = [l for l, size in enumerate(sizes) if size]
+    # Where nobody was chosen, one call on no rows gives the outputs their shape.
+    used = used or [0]
+    runs = order.long()[: bounds[-1]].split([sizes[l] for l in used])
+    split = [_Split.apply(leaf, num_selected, *runs) for leaf in leaves]
+    unstacked = [unstack(variable) for variable in variables]
+    results = [
+        function([slices[l] for slices in unstacked], [rows[i] for rows in split], l)
+        for i, l in enumerate(used)
+    ]
+    return [_Join.apply(order.shape[0], runs, *values) for values in zip(*results, strict=True)]
+
+
+class _Split(torch.autograd.Function):
+    """Rows `(n, …)` to one tensor `(r, …)` per run; the gradient is one sum over `k`."""
+
+    @staticmethod
+    def forward(tensor, num_selected, *runs):
+        return tuple(tensor.index_select(0, run // num_selected) for run in runs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        tensor, ctx.num_selected, *ctx.runs = inputs
+        ctx.num_rows = tensor.shape[0]
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        joined = _join(ctx.num_rows * ctx.num_selected, ctx.runs, gradients)
+        total = joined.reshape(ctx.num_rows, ctx.num_selected, *joined.shape[1:]).sum(1)
+        return total, None, *(None for _ in ctx.runs)
+
+
+class _Join(torch.autograd.Function):
+    """One tensor `(r, …)` per run to the choices `(n * k, …)`; those of nobody are zeros."""
+
+    @staticmethod
+    def forward(num_choices, runs, *values):
+        return _join(num_choices, runs, values)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.runs = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, None, *(gradient.index_select(0, run) for run in ctx.runs)
+
+
+def _join(num_choices, runs, values):
+    full = sum(len(run) for run in runs) == num_choices
+    joined = (torch.empty if full else torch.zeros)(
+        (num_choices, *values[0].shape[1:]), dtype=values[0].dtype, device=values[0].device
+    )
+    for run, value in zip(runs, values, strict=True):
+        joined.index_copy_(0, run, value)
+    return joined

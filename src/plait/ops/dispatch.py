@@ -1,0 +1,172 @@
+"""Dispatch: each expert runs only on the rows that chose it."""
+
+import math
+
+import keras
+from keras import ops, tree
+
+from plait.ops import backend
+
+__all__ = ["apply_experts", "capacity", "keep_within_capacity"]
+
+
+def apply_experts(function, variables, inputs, indices, *, num_experts, capacity=None):
+    """Runs each expert on the rows that chose it, and on no others.
+
+    `out[i, j] = f_l(inputs[i])` with `l = indices[i, j]`, and zeros where `l = e`. Rows are sorted
+    by expert, so that each expert's rows lie side by side; gathers bring them there and back, and
+    the gradient runs the same way. What the function differentiates must come to it as an argument.
+
+    Args:
+        function: Maps `(variables_of_one_expert, rows, segment)` to a tensor `(r, …)` or a
+            structure of them, row by row. `rows` has the structure of `inputs`, with `r` rows in
+            place of `n`; `segment` is an integer that differs between the calls of one
+            `apply_experts`, from which seeds can be derived.
+        variables: List of tensors `(e, …)`, the experts' variables stacked. Those of an integer
+            dtype have no gradient.
+        inputs: Structure of tensors `(n, …)`. Those of an integer dtype have no gradient.
+        indices: int32 `(n, k)`, the experts that each row chose, in `[0, e]`. The value `e` stands
+            for nobody: that slot is not run, its output is zeros, its gradient zero.
+        num_experts: `e`, an integer.
+        capacity: `None` for any load: a loop over the experts in use. An integer `c` where the
+            caller knows that no expert was chosen more than `c` times (see
+            `keep_within_capacity`): one vectorised call on buffers `(e, c, …)`. A choice beyond it
+            counts as nobody.
+
+    Returns:
+        What `function` returns, each leaf `(n, k, …)`.
+
+    Example:
+
+    ```python
+    >>> import keras
+    >>> from plait.ops.dispatch import apply_experts
+    >>> scales = [keras.ops.convert_to_tensor([1.0, 10.0, 100.0])]
+    >>> x = keras.ops.convert_to_tensor([[1.0], [2.0]])
+    >>> chosen = keras.ops.convert_to_tensor([[0, 2], [1, 3]], dtype="int32")
+    >>> y = apply_experts(lambda w, rows, segment: w[0] * rows, scales, x, chosen, num_experts=3)
+    >>> [[float(v) for v in row] for row in y[:, :, 0]]
+    [[1.0, 100.0], [20.0, 0.0]]
+
+    ```
+    """
+    variables = [ops.convert_to_tensor(variable) for variable in variables]
+    leaves = [ops.convert_to_tensor(leaf) for leaf in tree.flatten(inputs)]
+    indices = ops.cast(indices, "int32")
+    returned = None
+
+    def on_leaves(variables, rows, segment):
+        nonlocal returned
+        returned = function(list(variables), tree.pack_sequence_as(inputs, rows), segment)
+        return [ops.convert_to_tensor(leaf) for leaf in tree.flatten(returned)]
+
+    choices = _sort(indices, num_experts)
+    if capacity is None:
+        outputs = backend.map_choices(on_leaves, variables, leaves, choices)
+    else:
+        outputs = _within_capacity(on_leaves, variables, leaves, indices, choices, capacity)
+    num_rows, num_selected = ops.shape(indices)
+    outputs = [ops.reshape(y, (num_rows, num_selected, *ops.shape(y)[1:])) for y in outputs]
+    return tree.pack_sequence_as(returned, outputs)
+
+
+def _within_capacity(function, variables, leaves, indices, choices, capacity):
+    """Buffers of `c` rows per expert, one vectorised call: tensors `(n * k, …)`."""
+    order, place, offsets, num_selected = choices
+    num_experts, num_choices = offsets.shape[0] - 1, ops.shape(order)[0]
+    num_slots = num_experts * capacity
+    expert = ops.reshape(indices, (-1,))
+    position = place - ops.take(offsets, expert)
+    held = (expert < num_experts) & (position < capacity)
+    slot = ops.where(held, expert * capacity + position, num_slots)
+    # Spare slots repeat the expert's last row: what it can compute once, it can compute twice.
+    start, load = offsets[:-1, None], (offsets[1:] - offsets[:-1])[:, None]
+    step = ops.arange(capacity, dtype="int32")[None, :]
+    source = ops.maximum(start + ops.minimum(step, load - 1), 0)
+    choice = ops.reshape(ops.take(order, source), (-1,))
+    filled = ops.reshape(ops.where(step < load, 1, 0), (-1,))
+    owner = ops.where(filled > 0, choice, num_choices)
+
+    def buffer(leaf):
+        rows = backend.take_rows(
+            leaf, choice // num_selected, ops.reshape(slot, (-1, num_selected))
+        )
+        return ops.reshape(rows, (num_experts, capacity, *ops.shape(leaf)[1:]))
+
+    stacked = backend.vectorized_map(
+        lambda mapped, _: function(*mapped),
+        (variables, [buffer(leaf) for leaf in leaves], ops.arange(num_experts, dtype="int32")),
+    )
+    outputs = [ops.reshape(y, (num_slots, *ops.shape(y)[2:])) for y in stacked]
+    return [backend.take_rows(y, slot, owner[:, None]) for y in outputs]
+
+
+def _sort(indices, num_experts):
+    """The choices `(n, k)` sorted by expert, ties by row."""
+    expert = ops.reshape(indices, (-1,))
+    order = ops.cast(ops.argsort(expert), "int32")
+    place = ops.cast(ops.argsort(order), "int32")
+    return backend.Choices(order, place, _offsets(expert, num_experts), indices.shape[1])
+
+
+def _offsets(expert, num_experts):
+    """Where each expert's run begins once choices `(n * k,)` are sorted: int32 `(e + 1,)`."""
+    loads = ops.segment_sum(ops.ones_like(expert), expert, num_segments=num_experts + 1)
+    return ops.cast(ops.cumsum(loads) - loads, "int32")
+
+
+def keep_within_capacity(indices, weights, num_experts, capacity):
+    """For each expert, its `capacity` choices of the largest weight.
+
+    Args:
+        indices: int32 `(n, k)`, the chosen experts, in `[0, e]`; `e` stands for nobody.
+        weights: Tensor `(n, k)`, what each choice weighs. Among equals the earlier row wins.
+        num_experts: `e`, an integer.
+        capacity: `c`, an integer: how many rows one expert takes.
+
+    Returns:
+        bool `(n, k)`: whether the choice is kept. Nobody is never kept.
+
+    Example:
+
+    ```python
+    >>> import keras
+    >>> from plait.ops.dispatch import keep_within_capacity
+    >>> kept = keep_within_capacity([[0], [0], [1]], [[0.2], [0.9], [0.5]], 2, 1)
+    >>> [bool(row[0]) for row in kept]
+    [False, True, True]
+
+    ```
+    """
+    indices = ops.cast(indices, "int32")
+    expert = ops.reshape(indices, (-1,))
+    heavy = ops.argsort(-ops.reshape(ops.convert_to_tensor(weights), (-1,)))
+    grouped = ops.argsort(ops.take(expert, heavy))
+    place = ops.cast(ops.argsort(ops.take(heavy, grouped)), "int32")
+    position = place - ops.take(_offsets(expert, num_experts), expert)
+    kept = (expert < num_experts) & (position < capacity)
+    return ops.reshape(kept, ops.shape(indices))
+
+
+def capacity(num_rows, num_selected, num_experts, factor):
+    """How many rows one expert takes: `c = ⌈factor · n · k / e⌉`, in `[1, n]`.
+
+    Args:
+        num_rows: `n`, an integer.
+        num_selected: `k`, an integer.
+        num_experts: `e`, an integer.
+        factor: How much room there is over a balanced load.
+
+    Returns:
+        An integer.
+
+    Example:
+
+    ```python
+    >>> from plait.ops.dispatch import capacity
+    >>> capacity(4096, 2, 64, 1.25)
+    160
+
+    ```
+    """
+    return max(1, min(num_rows, math.ceil(round(factor * num_rows * num_selected / num_experts, 6))))
