@@ -2,6 +2,7 @@
 
 from plait.tables.encoder import TableEncoder, TableInput
 from plait.tables.matrix import infer, matrix, target
+from plait.tables.model import TableModel, as_table_model, assemble, load, load_keras, save
 from plait.tables.output import check_output, replacing
 from plait.tables.reading import read, read_batches
 from plait.tables.schema import Baseline, Column, Schema, agree
@@ -12,12 +13,18 @@ __all__ = [
     "Schema",
     "TableEncoder",
     "TableInput",
+    "TableModel",
     "agree",
+    "as_table_model",
+    "assemble",
     "check_output",
     "infer",
+    "load",
+    "load_keras",
     "matrix",
     "read",
     "read_batches",
     "replacing",
+    "save",
     "target",
 ]

@@ -109,10 +109,9 @@ def target(frame: "pd.DataFrame", schema: Schema) -> np.ndarray:
     if schema.task == "regression":
         return _finite(values, schema.target)
     labels = _labels(values, schema.target)
-    codes = {label: i for i, label in enumerate(schema.classes)}
-    # A label like 3 in one file may be a text in another, where a neighbour is no number.
-    codes = {str(label): i for label, i in codes.items()} | codes
-    found = np.array([codes.get(label, -1) for label in labels.tolist()], "int32")
+    # As texts: 3 may be a number in one file, and in another a text beside other texts.
+    codes = {str(label): i for i, label in enumerate(schema.classes)}
+    found = np.array([codes.get(str(label), -1) for label in labels.tolist()], "int32")
     if (found < 0).any():
         i = int(np.argmax(found < 0))
         raise ValueError(

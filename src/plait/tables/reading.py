@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ _KINDS = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a zip or NPZ file", b"\x1f\
 ENDINGS = (".csv", ".parquet", ".npz")
 
 
-def read(path: str | os.PathLike[str]) -> "pd.DataFrame":
+def read(path: str | os.PathLike[str], texts: Sequence[str] = ()) -> "pd.DataFrame":
     r"""Reads a whole table.
 
     Columns of a CSV file that hold numbers in every row come back as numbers, all others as texts
@@ -35,6 +35,7 @@ def read(path: str | os.PathLike[str]) -> "pd.DataFrame":
 
     Args:
         path: A file that ends in `.csv`, `.parquet` or `.npz`.
+        texts: Columns to leave as texts even if every cell is a number.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -57,14 +58,14 @@ def read(path: str | os.PathLike[str]) -> "pd.DataFrame":
     else:
         with path.open("rb") as stream:
             (frame,) = _csv_batches(stream, str(path), {"dtype": str})
-        frame = _numbers(frame)
+        frame = _numbers(frame, texts)
     if not len(frame):
         raise ValueError(_empty(str(path)))
     return frame
 
 
 def read_batches(
-    source: str | os.PathLike[str] | IO[bytes], texts: list[str], rows: int = 8192
+    source: str | os.PathLike[str] | IO[bytes], texts: Sequence[str], rows: int = 8192
 ) -> Iterator["pd.DataFrame"]:
     """Reads a table in batches, so that memory does not grow with its length.
 
@@ -165,14 +166,14 @@ def _csv_batches(stream: IO[bytes], name: str, options: dict[str, Any]) -> Itera
         ) from error
 
 
-def _numbers(frame: "pd.DataFrame") -> "pd.DataFrame":
+def _numbers(frame: "pd.DataFrame", texts: Sequence[str]) -> "pd.DataFrame":
     """Turns columns of texts into numbers where every cell that is not empty is one."""
     pandas = need_pandas()
     columns = {}
     for i, name in enumerate(frame.columns):
         column = frame.iloc[:, i]
         try:
-            columns[name] = pandas.to_numeric(column)
+            columns[name] = column if name in texts else pandas.to_numeric(column)
         except (ValueError, TypeError):
             columns[name] = column
     return pandas.DataFrame(columns, index=frame.index)
@@ -207,7 +208,7 @@ def _parquet_batches(path: pathlib.Path, rows: int) -> Iterator["pd.DataFrame"]:
 def _npz(path: pathlib.Path) -> "pd.DataFrame":
     pandas = need_pandas()
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zipfile, zlib and NumPy each raise their own for a bad archive
         raise ValueError(_not_what_it_says(path, "is damaged, or holds Python objects")) from error

@@ -46,10 +46,12 @@ class Baseline:
     Args:
         expert: Index of the expert with the lowest training loss.
         weights: One weight per expert, the best constant ones on the training data.
+        names: What to call each expert in a report.
     """
 
     expert: int
     weights: tuple[float, ...]
+    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,12 @@ class Schema:
         return [column.name for column in self.columns]
 
     @property
+    def texts(self) -> list[str]:
+        """The columns to read as texts whatever they look like, the target among them."""
+        found = [column.name for column in self.columns if column.categories is not None]
+        return found + [self.target] * any(isinstance(label, str) for label in self.classes)
+
+    @property
     def width(self) -> int:
         """How many features the columns become."""
         return sum(column.width for column in self.columns)
@@ -104,7 +112,9 @@ class Schema:
         values["classes"] = tuple(config["classes"])
         if config["baseline"] is not None:
             kept = config["baseline"]
-            values["baseline"] = Baseline(int(kept["expert"]), tuple(kept["weights"]))
+            values["baseline"] = Baseline(
+                int(kept["expert"]), tuple(kept["weights"]), tuple(kept["names"])
+            )
         return cls(**values)
 
 

@@ -1,0 +1,154 @@
+"""The commands and their options; what they do is imported when they run."""
+
+import json
+import pathlib
+from typing import Annotated
+
+import typer
+
+from plait.cli.start import expected_errors
+
+app = typer.Typer(
+    help="Weave parallel Keras models into one: out = w1(x) f1(x) + w2(x) f2(x) + …",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_TASKS = "auto, classification or regression."
+_GATES = "linear, mlp or constant."
+
+Data = Annotated[pathlib.Path, typer.Argument(help="Table: .csv, .parquet or .npz.")]
+Target = Annotated[str, typer.Option(help="Column to predict.")]
+Test = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Table to score on; without it a fifth of the rows is held out."),
+]
+Model = Annotated[pathlib.Path, typer.Argument(help="A .keras file of plait fit or plait blend.")]
+Seed = Annotated[int, typer.Option(help="The same seed repeats the run exactly.")]
+Gate = Annotated[str, typer.Option(help=_GATES)]
+Hidden = Annotated[int, typer.Option(help="Units in the hidden layer of an expert or mlp gate.")]
+Epochs = Annotated[int, typer.Option(help="At most; training stops early when it stops helping.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Output = Annotated[pathlib.Path, typer.Option("--output", "-o", help="Where to write the model.")]
+Report = Annotated[pathlib.Path | None, typer.Option(help="Write an HTML report there as well.")]
+
+
+@app.command()
+@expected_errors
+def fit(
+    train: Data,
+    target: Target,
+    output: Output,
+    test: Test = None,
+    experts: Annotated[int, typer.Option(help="How many experts.")] = 8,
+    hidden: Hidden = 32,
+    gate: Gate = "linear",
+    task: Annotated[str, typer.Option(help=_TASKS)] = "auto",
+    epochs: Epochs = 200,
+    seed: Seed = 0,
+    ignore: Ignore = None,
+    report: Report = None,
+    as_json: Json = False,
+) -> None:
+    """Train a gated mixture of experts on a table.
+
+    Scaling, categories and class labels travel inside the one .keras file.
+    """
+    from plait.cli.fit import FitOptions, run
+
+    options = FitOptions(
+        train, target, output, test, experts, hidden, gate, task, epochs, seed, ignore or [], report
+    )
+    run(options).show(as_json)
+
+
+@app.command()
+@expected_errors
+def blend(
+    models: Annotated[list[pathlib.Path], typer.Argument(help="Trained .keras files.")],
+    data: Annotated[pathlib.Path, typer.Option(help="Table to learn the gate on.")],
+    target: Target,
+    output: Output,
+    test: Test = None,
+    gate: Gate = "linear",
+    hidden: Hidden = 32,
+    epochs: Epochs = 200,
+    seed: Seed = 0,
+    ignore: Ignore = None,
+    report: Report = None,
+    as_json: Json = False,
+) -> None:
+    """Learn whom to trust: a gate over trained models, which stay as they are.
+
+    Classifiers end in a softmax, regressors in one unit. They read the table's columns in order,
+    as they stand, or are files of plait fit. Rows the models were not trained on make the better
+    gate.
+    """
+    from plait.cli.blend import BlendOptions, run
+
+    options = BlendOptions(
+        models, data, target, output, test, gate, hidden, epochs, seed, ignore or [], report
+    )
+    run(options).show(as_json)
+
+
+@app.command()
+@expected_errors
+def predict(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="Table, or - for CSV on standard input.")],
+    output: Annotated[
+        pathlib.Path | None,
+        typer.Option("--output", "-o", help="A .csv or .parquet file; standard output without."),
+    ] = None,
+) -> None:
+    """Write labels and probabilities, or values, one row per row of the table.
+
+    Works in batches: memory does not grow with the length of the table.
+    """
+    from plait.cli.predict import run
+
+    run(model, data, output)
+
+
+@app.command()
+@expected_errors
+def inspect(
+    model: Annotated[pathlib.Path, typer.Argument(help="A .keras file that holds a mixture.")],
+    as_json: Json = False,
+) -> None:
+    """Show what is inside: experts, shapes, parameters, gate, router, columns."""
+    from plait.cli.inspect import describe, show
+
+    found = describe(model)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        show(found)
+
+
+@app.command()
+@expected_errors
+def report(
+    model: Model,
+    data: Data,
+    output: Annotated[
+        pathlib.Path, typer.Option("--output", "-o", help="Where to write the HTML file.")
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="Column with the truth; by default the model's target.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a mixture on a table and write one HTML file that opens offline."""
+    from plait.cli.report import run
+
+    run(model, data, target, output).show(as_json)
+
+
+__all__ = ["app"]

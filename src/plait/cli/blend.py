@@ -1,0 +1,255 @@
+"""`plait blend`: a gate over trained models."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+import plait
+from plait.cli.console import Result, remarks
+from plait.cli.data import Parts, as_rows, divide, load_rows, load_training
+from plait.cli.learn import batch_size, finish, loss_for, train, with_baseline
+from plait.cli.options import check_at_least, check_gate, check_outputs
+from plait.errors import message
+from plait.inspection import choose, losses
+from plait.tables import (
+    Schema,
+    TableEncoder,
+    TableModel,
+    agree,
+    as_table_model,
+    assemble,
+    infer,
+    load_keras,
+)
+
+_FLOOR = 1e-4  # constant weights below this start from it: a weight of 0 could never grow
+
+
+@dataclasses.dataclass(frozen=True)
+class BlendOptions:
+    """The options of `plait blend`, in the order of its help."""
+
+    models: list[pathlib.Path]
+    data: pathlib.Path
+    target: str
+    output: pathlib.Path
+    test: pathlib.Path | None
+    gate: str
+    hidden: int
+    epochs: int
+    seed: int
+    ignore: list[str]
+    report: pathlib.Path | None
+
+    def check(self) -> None:
+        """Raises on what is wrong without a look at the data."""
+        check_gate(self.gate)
+        check_at_least("--hidden", self.hidden, 1)
+        check_at_least("--epochs", self.epochs, 1)
+        check_at_least("--seed", self.seed, 0)
+        if len(self.models) < 2:
+            raise ValueError(
+                message(
+                    "A blend needs at least two models",
+                    f"{len(self.models)}",
+                    "Name the .keras files one after another",
+                )
+            )
+        check_outputs(self.output, self.report, [self.data, self.test, *self.models])
+
+
+class Expert(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        name: What to call it.
+        model: As it was loaded.
+        schema: What it says about its columns, if it says anything.
+    """
+
+    name: str
+    model: keras.Model
+    schema: Schema | None
+
+
+def run(options: BlendOptions) -> Result:
+    """Loads, learns a gate, scores and writes."""
+    options.check()
+    frame = load_training(options.data, options.target, options.ignore)
+    experts = [
+        _load(path, name) for path, name in zip(options.models, _names(options.models), strict=True)
+    ]
+    schema = _schema(experts, frame, options.target)
+    rows = as_rows(frame, schema)
+    for expert in experts:
+        _check_expert(expert, schema, rows.x[:32])
+    test_rows = None if options.test is None else load_rows(options.test, schema)
+    parts = divide(rows, test_rows, str(options.test), options.seed)
+    remarks.print(f"{schema.task} of {schema.target!r}: {len(experts)} models, {options.gate} gate")
+
+    keras.utils.set_random_seed(options.seed)
+    gate, last = build_gate(schema, len(experts), options.hidden, options.gate)
+    mixture = plait.Mixture(
+        [expert.model for expert in experts], gate, router=plait.routers.Softmax()
+    )
+    model = assemble(mixture, schema, encode=False)
+    seen = parts.seen
+    reference = choose(model.expert_outputs(seen.x), seen.y, schema.task)
+    start = np.log(np.maximum(reference.weights, _FLOOR))
+    last.set_weights([*last.get_weights()[:-1], start])
+    if options.gate != "constant":
+        kept = _learn(model, parts, options)
+        if not kept:
+            remarks.print("No gate beat the best constant weights on held-out rows: these it is.")
+
+    names = [expert.name for expert in experts]
+    whole = assemble(mixture, with_baseline(schema, reference, names), encode=False)
+    chosen = {"experts": names, "gate": options.gate, "seed": options.seed}
+    return finish(whole, parts, options.output, options.report, chosen)
+
+
+def build_gate(
+    schema: Schema, experts: int, hidden: int, gate: str
+) -> tuple[keras.Model, keras.layers.Layer]:
+    """Returns a gate that gives each expert the score 0 everywhere, and its last layer.
+
+    Args:
+        schema: How to standardise the raw matrix.
+        experts: How many scores.
+        hidden: Units of the hidden layer of an mlp gate.
+        gate: `"linear"`, `"mlp"` or `"constant"`.
+    """
+    last = keras.layers.Dense(
+        experts,
+        kernel_initializer="zeros",
+        kernel_regularizer=keras.regularizers.L2(1e-4),
+        name="scores",
+    )
+    layers: list[Any] = [keras.Input((len(schema.columns),)), TableEncoder(schema)]
+    if gate == "mlp":
+        layers.append(keras.layers.Dense(hidden, activation="relu"))
+    model = keras.Sequential([*layers, last])
+    # A constant gate is a linear one whose kernel stays at zero.
+    return model, last
+
+
+def _learn(model: TableModel, parts: Parts, options: BlendOptions) -> bool:
+    """Trains the gate from the best constant weights on; returns whether it got any better."""
+    mixture, task = model.mixture, model.schema.task
+    spread = 1.0 if task == "classification" else float(np.std(parts.train.y)) or 1.0
+    before = mixture.get_weights()
+    mixture.compile(keras.optimizers.Adam(3e-3), loss_for(task))
+
+    def held_out() -> float:
+        found = mixture.predict(parts.valid.x, batch_size=1024, verbose=0)
+        return float(losses(found, parts.valid.y, task).mean()) / spread**2
+
+    start = held_out()
+    train(
+        mixture.fit_gate,
+        options.epochs,
+        "gate",
+        x=parts.train.x,
+        y=_column(parts.train.y, task),
+        validation_data=(parts.valid.x, _column(parts.valid.y, task)),
+        batch_size=batch_size(len(parts.train.y)),
+        verbose=0,
+    )
+    if held_out() < start:
+        return True
+    mixture.set_weights(before)
+    return False
+
+
+def _column(y: np.ndarray, task: str) -> np.ndarray:
+    return y if task == "classification" else y[:, None].astype("float32")
+
+
+def _names(paths: list[pathlib.Path]) -> list[str]:
+    """Returns file names without ending, or whole paths where these are not all different."""
+    names = [path.stem for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _load(path: pathlib.Path, name: str) -> Expert:
+    model = load_keras(path)
+    found = as_table_model(model)
+    return Expert(name, model, found.schema if found else None)
+
+
+def _schema(experts: list[Expert], frame: Any, target: str) -> Schema:
+    """Returns the columns and classes all models share."""
+    known = [(expert.schema, expert.name) for expert in experts if expert.schema is not None]
+    if known:
+        agree([schema for schema, _ in known], [name for _, name in known])
+        schema = dataclasses.replace(known[0][0], target=target)
+        return dataclasses.replace(schema, baseline=None)
+    units = _units(experts[0])
+    schema = infer(frame, target, "regression" if units == 1 else "classification")
+    texts = [column.name for column in schema.columns if column.categories is not None]
+    if texts:
+        raise ValueError(
+            message(
+                "Models that are not files of plait fit read numbers only",
+                f"texts in {', '.join(map(repr, texts))}",
+                f"Leave columns out with --ignore {texts[0]}, or write the texts as numbers",
+            )
+        )
+    counted = all(isinstance(label, int) and 0 <= label < units for label in schema.classes)
+    if schema.task == "classification" and counted:
+        # Integers from 0 are the codes themselves; some of them may be missing from this table.
+        schema = dataclasses.replace(schema, classes=tuple(range(units)))
+    return schema
+
+
+def _units(expert: Expert) -> int:
+    shape = getattr(expert.model, "output_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 2 or not isinstance(shape[1], int):
+        raise ValueError(
+            message(
+                "A model to blend must have one output of shape (b, units)",
+                f"{expert.name} with {shape}",
+                "Cut the model down to that output",
+            )
+        )
+    return shape[1]
+
+
+def _check_expert(expert: Expert, schema: Schema, x: np.ndarray) -> None:
+    """Raises unless a model reads these columns and predicts these classes."""
+    units, expected = _units(expert), max(1, len(schema.classes))
+    if units != expected:
+        kind = f"{expected} classes" if schema.classes else "one value"
+        raise ValueError(
+            message(
+                f"A model to blend must end in {expected} unit{'s' * (expected > 1)} for {kind}",
+                f"{expert.name} with {units}",
+                "Blend models of one target, classifiers with a softmax over all its classes",
+            )
+        )
+    shape = getattr(expert.model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] not in (None, x.shape[1]):
+        raise ValueError(
+            message(
+                f"A model to blend must read the table's {x.shape[1]} feature columns",
+                f"{expert.name} with input shape {shape}",
+                "Leave other columns out with --ignore, in the order the model was trained on",
+            )
+        )
+    if schema.task == "regression":
+        return
+    found = keras.ops.convert_to_numpy(expert.model(x))
+    if (found < 0).any() or np.abs(found.sum(axis=1) - 1.0).max() > 1e-3:
+        raise ValueError(
+            message(
+                "A classifier to blend must end in a softmax: probabilities that sum to one",
+                f"{expert.name}, whose first outputs sum to {found[0].sum():.4g}",
+                "Add keras.layers.Softmax() at its end and save it again",
+            )
+        )
+
+
+__all__ = ["BlendOptions", "Expert", "build_gate", "run"]

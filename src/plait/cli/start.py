@@ -1,0 +1,64 @@
+"""Before and around every command: quiet back ends, and errors in one line."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+_PACKAGES = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow"}
+
+
+def prepare() -> None:
+    """Picks an installed back end if nobody did, and keeps start-up logs off the terminal.
+
+    Must run before Keras is imported.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    if "KERAS_BACKEND" not in os.environ:
+        installed = [name for name in _PACKAGES if importlib.util.find_spec(_PACKAGES[name])]
+        if _configured() not in installed and installed:
+            os.environ["KERAS_BACKEND"] = installed[0]
+
+
+def _configured() -> str:
+    home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
+    try:
+        return str(json.loads((home / "keras.json").read_text())["backend"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tensorflow"  # what Keras takes without a file
+
+
+def expected_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a command: what the user can mend is one line on standard error and exit code 2.
+
+    Commands import what they run inside themselves, after `prepare`.
+
+    An interrupt exits with 130, a reader that closed the pipe with 141, as shells expect.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        prepare()
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("\nInterrupted: no output was written.", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+__all__ = ["expected_errors", "prepare"]

@@ -1,0 +1,21 @@
+"""Plots: pictures of the numbers in `plait.inspection` (needs `plait[plots]`)."""
+
+from plait.plots.figures import (
+    plot_confusion,
+    plot_entropy,
+    plot_scores,
+    plot_usage,
+    plot_weights_along,
+    plot_weights_per_class,
+)
+from plait.plots.svg import to_svg
+
+__all__ = [
+    "plot_confusion",
+    "plot_entropy",
+    "plot_scores",
+    "plot_usage",
+    "plot_weights_along",
+    "plot_weights_per_class",
+    "to_svg",
+]
