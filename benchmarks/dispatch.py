@@ -133,17 +133,20 @@ def main():
             if arguments.only not in f"{name}, {what}":
                 continue
             step = compile_step(function, tensors, backward)
-            print("{3}, {4}: {0:.2f} ({1:.0f} / {2:.0f} ms)".format(
-                *ratio(step, limit, arguments.repeats), name, what
-            ), flush=True)
+            print(
+                "{3}, {4}: {0:.2f} ({1:.0f} / {2:.0f} ms)".format(
+                    *ratio(step, limit, arguments.repeats), name, what
+                ),
+                flush=True,
+            )
     name = "dropless, forward, L = 512 over L = 16"
     if arguments.only in name:
         many, few = (
             compile_step(*case(num, balanced(rng, num), False), False) for num in (512, 16)
         )
-        print(f"{name}: " + "{:.2f} ({:.0f} / {:.0f} ms)".format(
-            *ratio(many, few, arguments.repeats)
-        ))
+        print(
+            f"{name}: " + "{:.2f} ({:.0f} / {:.0f} ms)".format(*ratio(many, few, arguments.repeats))
+        )
 
 
 if __name__ == "__main__":

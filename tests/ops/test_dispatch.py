@@ -64,9 +64,7 @@ def run(path, indices, e, cotangent, function=expert):
     cotangent = ops.convert_to_tensor(cotangent)
 
     def total(kernels, biases, x):
-        y = apply_experts(
-            function, [kernels, biases], x, indices, num_experts=e, capacity=c
-        )
+        y = apply_experts(function, [kernels, biases], x, indices, num_experts=e, capacity=c)
         return ops.sum(y * cotangent)
 
     return total

@@ -61,6 +61,8 @@ def apply_experts(function, variables, inputs, indices, *, num_experts, capacity
         return [ops.convert_to_tensor(leaf) for leaf in tree.flatten(returned)]
 
     choices = _sort(indices, num_experts)
+    if capacity is None and not backend.loads_are_known():
+        capacity = math.prod(ops.shape(indices))
     if capacity is None:
         outputs = backend.map_choices(on_leaves, variables, leaves, choices)
     else:
@@ -93,6 +95,9 @@ def _within_capacity(function, variables, leaves, indices, choices, capacity):
         )
         return ops.reshape(rows, (num_experts, capacity, *ops.shape(leaf)[1:]))
 
+    # An expert without rows runs on another's, and must not learn from what it makes of them.
+    used = load[:, 0] > 0
+    variables = [backend.keep_gradient(v, used) if backend.is_float(v) else v for v in variables]
     stacked = backend.vectorized_map(
         lambda mapped, _: function(*mapped),
         (variables, [buffer(leaf) for leaf in leaves], ops.arange(num_experts, dtype="int32")),
@@ -169,4 +174,6 @@ def capacity(num_rows, num_selected, num_experts, factor):
 
     ```
     """
-    return max(1, min(num_rows, math.ceil(round(factor * num_rows * num_selected / num_experts, 6))))
+    return max(
+        1, min(num_rows, math.ceil(round(factor * num_rows * num_selected / num_experts, 6)))
+    )

@@ -1,10 +1,11 @@
 """The one place that knows backends apart.
 
-Each module beside this one spells the same four functions in its own language. Everything else in
+Each module beside this one spells the same functions in its own language. Everything else in
 plait is written on `keras.ops` and on these:
 
 - `vectorized_map`: one call for all experts;
 - `unstack`: slices whose gradient is one stack;
+- `keep_gradient`: what has no gradient where an expert was not used;
 - `take_rows`: rows by number, with a gradient that gathers too;
 - `map_choices(function, variables, leaves, choices)`: each expert on the rows that chose it,
   whatever the load. `function` maps `(variables_of_one_expert, rows, segment)` to a list of
@@ -14,18 +15,51 @@ plait is written on `keras.ops` and on these:
 
 import keras
 
-from plait.ops.backend.structure import Choices, vectorized_map_with
+from plait.ops.backend.structure import Choices, inside, is_float, vectorized_map_with
 
 if keras.config.backend() == "jax":
-    from plait.ops.backend.jax import map_choices, take_rows, unstack, vectorize
+    from plait.ops.backend.jax import (
+        keep_gradient,
+        map_choices,
+        take_rows,
+        unstack,
+        vectorize,
+    )
 elif keras.config.backend() == "torch":
-    from plait.ops.backend.torch import map_choices, take_rows, unstack, vectorize
+    from plait.ops.backend.torch import (
+        keep_gradient,
+        map_choices,
+        take_rows,
+        unstack,
+        vectorize,
+    )
 elif keras.config.backend() == "tensorflow":
-    from plait.ops.backend.tensorflow import map_choices, take_rows, unstack, vectorize
+    from plait.ops.backend.tensorflow import (
+        keep_gradient,
+        map_choices,
+        take_rows,
+        unstack,
+        vectorize,
+    )
 else:
-    from plait.ops.backend.numpy import map_choices, take_rows, unstack, vectorize
+    from plait.ops.backend.numpy import (
+        keep_gradient,
+        map_choices,
+        take_rows,
+        unstack,
+        vectorize,
+    )
 
-__all__ = ["Choices", "map_choices", "take_rows", "unstack", "vectorized_map"]
+__all__ = [
+    "Choices",
+    "is_float",
+    "keep_gradient",
+    "loads_are_known",
+    "map_choices",
+    "take_rows",
+    "unstack",
+    "vectorized_map",
+]
 
 
 def vectorized_map(function, mapped, shared=None):
@@ -57,3 +91,14 @@ def vectorized_map(function, mapped, shared=None):
     ```
     """
     return vectorized_map_with(vectorize, function, mapped, shared)
+
+
+def loads_are_known():
+    """Whether a loop may depend on values, and hence on how many rows chose which expert.
+
+    Inside `vectorized_map`, PyTorch and TensorFlow have no such loops.
+
+    Returns:
+        A boolean.
+    """
+    return keras.config.backend() in ("jax", "numpy") or not inside.get()

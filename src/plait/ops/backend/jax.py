@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from plait.ops.backend.structure import by_sorted_rows, is_float, partition
 
-__all__ = ["map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 def vectorize(function, tensors):
@@ -80,6 +80,31 @@ def _take_rows_backward(inverse, gradient):
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
+@jax.custom_vjp
+def keep_gradient(tensor, kept):
+    """The tensor itself; where an expert is not kept, its gradient becomes zero.
+
+    Args:
+        tensor: Tensor `(e, …)` of a floating dtype.
+        kept: bool `(e,)`.
+
+    Returns:
+        Tensor `(e, …)`.
+    """
+    return tensor
+
+
+def _keep_gradient_backward(kept, gradient):
+    # A pass over all gradients is worth avoiding, and most often every expert is kept.
+    return (
+        jax.lax.cond(jnp.all(kept), lambda g: g, lambda g: _mask(g, kept), gradient),
+        None,
+    )
+
+
+keep_gradient.defvjp(lambda tensor, kept: (tensor, kept), _keep_gradient_backward)
+
+
 def map_choices(function, variables, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
     return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
@@ -112,7 +137,7 @@ def map_segments(function, variables, rows, offsets):
         [jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) for leaf in rows],
         jax.ShapeDtypeStruct((), "int32"),
     )
-    if num_rows == 0:
+    if isinstance(num_rows, int) and num_rows == 0:
         return [jnp.zeros((0, *output.shape[1:]), output.dtype) for output in outputs]
     buffers = [(num_rows + size, *output.shape[1:]) for output in outputs]
     differentiable = [jnp.issubdtype(output.dtype, jnp.floating) for output in outputs]
@@ -147,9 +172,7 @@ def map_segments(function, variables, rows, offsets):
             expert, start, end, index, held, fed = segment(s, weights, inputs, constants)
 
             def call(weights, inputs):
-                values = function(
-                    merge_weights(weights, held[1]), merge_inputs(inputs, fed[1]), s
-                )
+                values = function(merge_weights(weights, held[1]), merge_inputs(inputs, fed[1]), s)
                 return list(compress(values, differentiable))
 
             _, pull = jax.vjp(call, held[0], fed[0])
@@ -184,6 +207,8 @@ def segment_size(num_rows, num_experts):
     So most experts need one segment at a balanced load, and slices of their variables are copied
     once; an expert in demand takes several. Multiples of 8 suit vector units.
     """
+    if not isinstance(num_rows, int):
+        return 64  # a symbolic number, in an export
     mean = num_rows / num_experts
     rows = 8 * math.ceil((mean + 2 * math.sqrt(mean)) / 8)
     return max(1, min(num_rows, 256, rows))
@@ -195,9 +220,8 @@ def _plan(offsets, num_rows, size):
     loads = offsets[1:] - offsets[:-1]
     last = jnp.cumsum((loads + size - 1) // size, dtype="int32")
     first = last - (loads + size - 1) // size
-    # Each used expert wastes less than one segment.
-    bound = (num_rows + min(num_experts, num_rows) * (size - 1)) // size
-    segments = jnp.arange(bound, dtype="int32")
+    # Each expert wastes less than one segment.
+    segments = jnp.arange(num_rows // size + num_experts, dtype="int32")
     expert = jnp.searchsorted(last, segments, side="right").astype("int32")
     expert = jnp.minimum(expert, num_experts - 1)
     start = offsets[expert] + (segments - first[expert]) * size

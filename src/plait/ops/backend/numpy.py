@@ -4,7 +4,7 @@ import numpy as np
 
 from plait.ops.backend.structure import by_sorted_rows
 
-__all__ = ["map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 def vectorize(function, tensors):
@@ -22,6 +22,11 @@ def take_rows(tensor, index, inverse):
     """Rows by number; a number past the end stands for a row of zeros."""
     zero = np.zeros((1, *tensor.shape[1:]), tensor.dtype)
     return np.concatenate([tensor, zero])[index]
+
+
+def keep_gradient(tensor, kept):
+    """The tensor itself."""
+    return tensor
 
 
 def map_choices(function, variables, leaves, choices):

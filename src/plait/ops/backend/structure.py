@@ -1,11 +1,14 @@
 """What the backends share: structures of tensors taken apart and put together again."""
 
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops, tree
 
-__all__ = ["Choices", "by_sorted_rows", "is_float", "partition", "vectorized_map_with"]
+__all__ = ["Choices", "by_sorted_rows", "inside", "is_float", "partition", "vectorized_map_with"]
+
+inside = ContextVar("inside a vectorised call", default=False)
 
 
 class Choices(NamedTuple):
@@ -92,5 +95,9 @@ def vectorized_map_with(vectorize, function, mapped, shared):
         return [keras.ops.convert_to_tensor(output) for output in outputs]
 
     leaves = [keras.ops.convert_to_tensor(leaf) for leaf in tree.flatten(mapped)]
-    stacked = iter(vectorize(on_leaves, leaves))
+    token = inside.set(True)
+    try:
+        stacked = iter(vectorize(on_leaves, leaves))
+    finally:
+        inside.reset(token)
     return tree.map_structure(lambda leaf: None if leaf is None else next(stacked), returned)

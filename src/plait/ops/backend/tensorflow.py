@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from plait.ops.backend.structure import by_sorted_rows, is_float, partition
 
-__all__ = ["map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 def vectorize(function, tensors):
@@ -57,6 +57,28 @@ def take_rows(tensor, index, inverse):
 def _take(tensor, index):
     padded = tf.concat([tensor, tf.zeros_like(tensor[:1])], 0)
     return tf.gather(padded, index)
+
+
+def keep_gradient(tensor, kept):
+    """The tensor itself; where an expert is not kept, its gradient becomes zero.
+
+    Args:
+        tensor: Tensor `(e, …)` of a floating dtype.
+        kept: bool `(e,)`.
+
+    Returns:
+        Tensor `(e, …)`.
+    """
+
+    @tf.custom_gradient
+    def keep(tensor):
+        def backward(gradient):
+            mask = tf.reshape(kept, [-1] + [1] * (tensor.shape.rank - 1))
+            return tf.where(mask, gradient, tf.zeros((), gradient.dtype))
+
+        return tf.identity(tensor), backward
+
+    return keep(tensor)
 
 
 def map_choices(function, variables, leaves, choices):

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 from plait.ops.backend.structure import is_float
 
-__all__ = ["map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 class _AnyMemoryFormat(TorchFunctionMode):
@@ -85,6 +85,36 @@ class _TakeRows(torch.autograd.Function):
         (inverse,) = ctx.saved_tensors
         gradients = [_take(gradient, inverse[:, k]) for k in range(inverse.shape[1])]
         return sum(gradients[1:], gradients[0]), None, None
+
+
+def keep_gradient(tensor, kept):
+    """The tensor itself; where an expert is not kept, its gradient becomes zero.
+
+    Args:
+        tensor: Tensor `(e, …)` of a floating dtype.
+        kept: bool `(e,)`.
+
+    Returns:
+        Tensor `(e, …)`.
+    """
+    return _KeepGradient.apply(tensor, kept)
+
+
+class _KeepGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor, kept):
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (kept,) = ctx.saved_tensors
+        return torch.where(kept.reshape((-1,) + (1,) * (gradient.ndim - 1)), gradient, 0), None
 
 
 def map_choices(function, variables, leaves, choices):
