@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from plait.errors import message
@@ -50,6 +51,9 @@ class Router(keras.layers.Layer):
         Zoph et al. (2022), ST-MoE: designing stable and transferable sparse expert models.
     """
 
+    sparse = False
+    """Whether weights are exactly zero for some experts, which then need not run."""
+
     def __init__(
         self,
         *,
@@ -66,6 +70,7 @@ class Router(keras.layers.Layer):
         self.z_loss = check_not_negative(self, "z_loss", z_loss)
         self.from_logits = from_logits
         self.supports_masking = True
+        self.seed_generator: keras.random.SeedGenerator | None = None
 
     def select(self, logits: Any, training: bool) -> Routing:
         """The hook: returns the `Routing` for logits of shape `(b, …, e)`, float32 or better."""
@@ -122,6 +127,20 @@ class Router(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the seed's state too, which Keras does not, so that training resumes exactly."""
+        super().save_own_variables(store)
+        if self.seed_generator is not None:
+            store["seed"] = keras.ops.convert_to_numpy(self.seed_generator.state.value)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` saved."""
+        saved = {key: store[key] for key in store.keys()}  # noqa: SIM118 (no plain dict)
+        seed = saved.pop("seed", None)
+        super().load_own_variables(saved)
+        if self.seed_generator is not None and seed is not None:
+            self.seed_generator.state.assign(np.array(seed))
 
     def route(self, scores: Any, training: bool | None = None, mask: Any = None) -> Routing:
         """Returns the weights and, where only some experts count, which ones.

@@ -29,6 +29,8 @@ class Entmax15(Router):
         Peters, Niculae, Martins (2019), Sparse sequence-to-sequence models, alg. 2.
     """
 
+    sparse = True
+
     def select(self, logits: Any, training: bool) -> Routing:
         """Every expert may count."""
         del training

@@ -36,6 +36,8 @@ class ExpertChoice(Router):
         Zhou et al. (2022), Mixture-of-experts with expert choice routing, eq. 2 and 3.
     """
 
+    sparse = True
+
     def __init__(self, capacity_factor: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.capacity_factor = check_positive(self, "capacity_factor", capacity_factor)

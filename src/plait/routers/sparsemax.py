@@ -29,6 +29,8 @@ class Sparsemax(Router):
         Martins, Astudillo (2016), From softmax to sparsemax, alg. 1.
     """
 
+    sparse = True
+
     def select(self, logits: Any, training: bool) -> Routing:
         """Every expert may count."""
         del training

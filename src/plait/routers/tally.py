@@ -12,7 +12,7 @@ class Tally(keras.metrics.Metric):
     A metric's own variables are not part of the forward pass: on JAX, what a layer assigns to them
     in `call` is lost. The sums therefore live in a variable of the layer, and this metric only
     reads and resets it. In the middle of an epoch a compiled JAX step cannot see that variable, so
-    the progress bar shows the last epoch's value there; the logs of the epoch are exact.
+    the progress bar shows zero or an old value there; the logs of the epoch are exact.
 
     Args:
         totals: Variable of shape `(2,)`, the weighted sum and the sum of the weights.
@@ -35,7 +35,12 @@ class Tally(keras.metrics.Metric):
 
     def result(self) -> Any:
         """Returns the mean, or zero where nothing was recorded."""
-        total, count = ops.unstack(self._read(), 2)
+        try:
+            totals = self._read()
+        except TypeError:
+            # Keras empties the model's variables while a compiled JAX step is traced.
+            totals = ops.zeros((2,), dtype="float32")
+        total, count = ops.unstack(totals, 2)
         return total / ops.maximum(count, 1e-30)
 
     def reset_state(self) -> None:

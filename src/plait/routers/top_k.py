@@ -54,6 +54,8 @@ class TopK(Router):
         Wang et al. (2024), Auxiliary-loss-free load balancing strategy for mixture of experts.
     """
 
+    sparse = True
+
     def __init__(
         self,
         k: int = 1,
