@@ -11,7 +11,8 @@ from plait.ops.routing import Routing, chosen
 def expert_load(routing: Routing, mask: Any = None) -> Any:
     """Returns each expert's share of the load, outside the gradient.
 
-    `f_l = (choices of l) / (all choices)`; where every expert counts, the mean weight.
+    `f_l = (choices of l) / (all choices)`, where a choice has a weight above zero; where every
+    expert counts, the mean weight.
 
     Args:
         routing: Weights `(b, …, e)` and indices `(b, …, k)` or `None`.
@@ -30,7 +31,8 @@ def expert_load(routing: Routing, mask: Any = None) -> Any:
     """
     share = ops.stop_gradient(at_least_float32(routing.weights))
     if routing.indices is not None:
-        share = ops.cast(chosen(routing.indices, share.shape[-1]), share.dtype)
+        named = chosen(routing.indices, share.shape[-1])
+        share = ops.cast(ops.logical_and(named, share > 0), share.dtype)
     total = ops.sum(_rows(share, mask), axis=0)
     return total / ops.maximum(ops.sum(total), 1e-30)
 

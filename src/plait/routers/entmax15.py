@@ -12,7 +12,7 @@ from plait.routers.base import Router
 class Entmax15(Router):
     """Weights `w = max(s / 2 − τ, 0)²`, with `τ` such that they sum to one.
 
-    How many experts count differs from row to row, so all of them are run.
+    How many experts count differs from row to row: from one to all of them.
 
     Args:
         **kwargs: `load_balance`, `importance`, `z_loss` and `from_logits` of `Router`; `name` and

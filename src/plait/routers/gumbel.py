@@ -38,6 +38,8 @@ class Gumbel(TemperatureRouter):
         Jang, Gu, Poole (2017), Categorical reparameterization with Gumbel-softmax, eq. 1 and 2.
     """
 
+    sparse = True
+
     def __init__(self, temperature: float = 1.0, *, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(temperature, **kwargs)
         self.seed = seed
@@ -53,7 +55,9 @@ class Gumbel(TemperatureRouter):
         # Bounded away from 0 and 1, where the double logarithm is infinite.
         uniform = ops.clip(uniform, 1e-20, 1.0 - 1e-7)
         noisy = logits - ops.log(-ops.log(uniform))
-        return Routing(straight_through(softmax(noisy, self.temperature_value)).weights)
+        weights = straight_through(softmax(noisy, self.temperature_value)).weights
+        everyone = ops.arange(self.num_experts, dtype="int32")
+        return Routing(weights, ops.broadcast_to(everyone, ops.shape(weights)))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -12,7 +12,7 @@ from plait.routers.base import Router
 class Sparsemax(Router):
     """Weights w = argmin ‖w − s‖² over the simplex, the sparsest of the smooth rules.
 
-    How many experts count differs from row to row, so all of them are run.
+    How many experts count differs from row to row: from one to all of them.
 
     Args:
         **kwargs: `load_balance`, `importance`, `z_loss` and `from_logits` of `Router`; `name` and
