@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
+from tests.gradients import value_and_gradients
 
 from plait.ops.dispatch import apply_experts, capacity, keep_within_capacity
-from tests.gradients import value_and_gradients
 
 # e, n, k: k = 1, k = e, e = 1, one row, fewer rows than experts, more than one segment of 16 rows.
 SIZES = [(4, 7, 2), (4, 7, 1), (3, 6, 3), (1, 5, 1), (5, 1, 2), (9, 3, 2), (3, 60, 2)]
@@ -30,14 +30,14 @@ def reference(kernels, biases, x, indices, cotangent):
     out = np.zeros((*indices.shape, U))
     gradients = [np.zeros_like(kernels), np.zeros_like(biases), np.zeros_like(x)]
     for i, row in enumerate(indices):
-        for j, l in enumerate(row):
-            if l == len(kernels):
+        for j, number in enumerate(row):
+            if number == len(kernels):
                 continue
-            out[i, j] = np.tanh(x[i] @ kernels[l] + biases[l])
+            out[i, j] = np.tanh(x[i] @ kernels[number] + biases[number])
             delta = cotangent[i, j] * (1 - out[i, j] ** 2)
-            gradients[0][l] += np.outer(x[i], delta)
-            gradients[1][l] += delta
-            gradients[2][i] += kernels[l] @ delta
+            gradients[0][number] += np.outer(x[i], delta)
+            gradients[1][number] += delta
+            gradients[2][i] += kernels[number] @ delta
     return out, gradients
 
 
@@ -175,12 +175,12 @@ def test_structures_integers_and_trailing_axes_pass_through(rng, path):
     want, which = np.zeros((n, k, 2, 2)), np.zeros((n, k, 2))
     by_table, by_x = np.zeros(table.shape), np.zeros(x.shape)
     for i, j in np.argwhere(indices < e):
-        l = indices[i, j]
-        which[i, j] = token[i] + shift[l]
-        ids = (token[i] + shift[l]) % 6
-        want[i, j] = table[l][ids] * x[i]
-        by_x[i] += table[l][ids]
-        np.add.at(by_table[l], ids, x[i])
+        number = indices[i, j]
+        which[i, j] = token[i] + shift[number]
+        ids = (token[i] + shift[number]) % 6
+        want[i, j] = table[number][ids] * x[i]
+        by_x[i] += table[number][ids]
+        np.add.at(by_table[number], ids, x[i])
     y = apply(ops.convert_to_tensor(table), ops.convert_to_tensor(x))
     np.testing.assert_allclose(ops.convert_to_numpy(y["y"]), want, atol=1e-6)
     np.testing.assert_array_equal(ops.convert_to_numpy(y["which"]), which)
@@ -376,8 +376,8 @@ def test_capacity_keeps_the_heaviest_and_counts_exactly(data):
         keep_within_capacity(ops.convert_to_tensor(indices), ops.convert_to_tensor(weights), e, c)
     )
     want = np.zeros((n, k), bool)
-    for l in range(e):
-        choices = [tuple(choice) for choice in np.argwhere(indices == l)]
+    for number in range(e):
+        choices = [tuple(choice) for choice in np.argwhere(indices == number)]
         for choice in sorted(choices, key=lambda at: (-weights[at], at))[:c]:
             want[choice] = True
     np.testing.assert_array_equal(kept, want)

@@ -2,7 +2,6 @@
 
 import math
 
-import keras
 from keras import ops, tree
 
 from plait.ops import backend
@@ -37,7 +36,6 @@ def apply_experts(function, variables, inputs, indices, *, num_experts, capacity
         What `function` returns, each leaf `(n, k, …)`.
 
     Example:
-
     ```python
     >>> import keras
     >>> from plait.ops.dispatch import apply_experts
@@ -133,7 +131,6 @@ def keep_within_capacity(indices, weights, num_experts, capacity):
         bool `(n, k)`: whether the choice is kept. Nobody is never kept.
 
     Example:
-
     ```python
     >>> import keras
     >>> from plait.ops.dispatch import keep_within_capacity
@@ -166,7 +163,6 @@ def capacity(num_rows, num_selected, num_experts, factor):
         An integer.
 
     Example:
-
     ```python
     >>> from plait.ops.dispatch import capacity
     >>> capacity(4096, 2, 64, 1.25)

@@ -79,7 +79,6 @@ def vectorized_map(function, mapped, shared=None):
         differ between experts.
 
     Example:
-
     ```python
     >>> import keras
     >>> from plait.ops.backend import vectorized_map

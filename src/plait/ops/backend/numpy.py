@@ -36,14 +36,16 @@ def map_choices(function, variables, leaves, choices):
 
 def map_segments(function, variables, rows, offsets):
     """Runs each expert on its own run of sorted rows: a loop over the experts in use."""
-    runs = [l for l in range(len(offsets) - 1) if offsets[l] < offsets[l + 1]] or [0]
+    runs = [
+        number for number in range(len(offsets) - 1) if offsets[number] < offsets[number + 1]
+    ] or [0]
     results = [
         function(
-            [variable[l] for variable in variables],
-            [row[offsets[l] : offsets[l + 1]] for row in rows],
-            l,
+            [variable[number] for variable in variables],
+            [row[offsets[number] : offsets[number + 1]] for row in rows],
+            number,
         )
-        for l in runs
+        for number in runs
     ]
     values = [np.concatenate(value) for value in zip(*results, strict=True)]
     rest = len(rows[0]) - offsets[-1]

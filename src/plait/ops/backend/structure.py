@@ -100,4 +100,5 @@ def vectorized_map_with(vectorize, function, mapped, shared):
         stacked = iter(vectorize(on_leaves, leaves))
     finally:
         inside.reset(token)
-    return tree.map_structure(lambda leaf: None if leaf is None else next(stacked), returned)
+    outputs = [None if leaf is None else next(stacked) for leaf in tree.flatten(returned)]
+    return tree.pack_sequence_as(returned, outputs)

@@ -103,7 +103,8 @@ def map_segments(function, variables, rows, offsets):
     Returns:
         List of tensors `(m, …)`. Rows from `offsets[e]` on mean nothing.
     """
-    weights, other_weights, merge_weights = partition(variables)
+    # A variable read inside `run` would count as one that its gradient must answer for.
+    weights, other_weights, merge_weights = partition([tf.identity(v) for v in variables])
     inputs, other_inputs, merge_inputs = partition(rows)
     num_rows = tf.shape(rows[0])[0]
     used = tf.where(offsets[1:] > offsets[:-1])[:, 0]

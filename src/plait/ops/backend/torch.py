@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from plait.ops.backend.structure import is_float
@@ -10,23 +11,58 @@ from plait.ops.backend.structure import is_float
 __all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
-class _AnyMemoryFormat(TorchFunctionMode):
-    """Answers yes when asked whether a tensor has a given memory format.
+class _KerasInsideVmap(TorchFunctionMode):
+    """Answers two questions that Keras' layers ask of tensors, and that `vmap` refuses.
 
-    Keras asks this before a convolution, and would copy into the channels-last format. Inside
-    `vmap` neither the question nor the copy is allowed, and the format is only a matter of speed.
+    - Has the tensor a given memory format? Asked before a convolution, to copy it into the
+      channels-last format. The format is only a matter of speed: yes.
+    - What integer is it? Asked of a dropout's seed. Experts share the random generator that is
+      made of it, and draw different numbers from it: the sum of the experts' seeds.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.Tensor.is_contiguous and "memory_format" in kwargs:
             return True
+        if func is torch.Tensor.__int__:
+            holder = _Holder()
+            _Peek.apply(args[0], holder)
+            values = holder.value.unique()
+            return int(values[0] if len(values) == 1 else values.sum())
         return func(*args, **kwargs)
+
+
+class _Holder:
+    """Where `_Peek` leaves what it saw."""
+
+    value = None
+
+
+class _Peek(torch.autograd.Function):
+    """Shows the values of all experts behind the one that a function sees inside `vmap`."""
+
+    @staticmethod
+    def forward(tensor, holder):
+        holder.value = tensor.detach()
+        return tensor.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, None
+
+    @staticmethod
+    def vmap(info, in_dims, tensor, holder):
+        return _Peek.apply(tensor, holder), in_dims[0]
 
 
 def vectorize(function, tensors):
     """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
-    with _AnyMemoryFormat():
+    # Of the attention kernels, only the one made of plain products is batched by `vmap`.
+    with _KerasInsideVmap(), sdpa_kernel(SDPBackend.MATH):
         return torch.func.vmap(function, randomness="different")(tensors)
 
 
@@ -126,15 +162,15 @@ def map_choices(function, variables, leaves, choices):
     order, _, offsets, num_selected = choices
     bounds = offsets.tolist()
     sizes = [b - a for a, b in pairwise(bounds)]
-    used = [l for l, size in enumerate(sizes) if size]
+    used = [number for number, size in enumerate(sizes) if size]
     # Where nobody was chosen, one call on no rows gives the outputs their shape.
     used = used or [0]
-    runs = order.long()[: bounds[-1]].split([sizes[l] for l in used])
+    runs = order.long()[: bounds[-1]].split([sizes[number] for number in used])
     split = [_Split.apply(leaf, num_selected, *runs) for leaf in leaves]
     unstacked = [unstack(variable) for variable in variables]
     results = [
-        function([slices[l] for slices in unstacked], [rows[i] for rows in split], l)
-        for i, l in enumerate(used)
+        function([slices[number] for slices in unstacked], [rows[i] for rows in split], number)
+        for i, number in enumerate(used)
     ]
     return [_Join.apply(order.shape[0], runs, *values) for values in zip(*results, strict=True)]
 
