@@ -13,7 +13,6 @@ def message(rule: str, received: str, remedy: str) -> str:
         remedy: What to do about it, without a full stop.
 
     Example:
-
     >>> from plait.errors import message
     >>> message("`k` must be at least 1", "k=0", "Use k=1 or more")
     '`k` must be at least 1. Received: k=0. Use k=1 or more.'
@@ -25,7 +24,6 @@ def choose_from(what: str, received: object, options: Iterable[str]) -> str:
     """Returns the text for a value that is not one of a closed set, naming the nearest one.
 
     Example:
-
     >>> from plait.errors import choose_from
     >>> choose_from("execution", "stack", ["auto", "loop", "stacked"])
     "`execution` must be one of 'auto', 'loop', 'stacked'. Received: 'stack'. Use 'stacked'."
@@ -33,6 +31,4 @@ def choose_from(what: str, received: object, options: Iterable[str]) -> str:
     names = sorted(options)
     near = difflib.get_close_matches(str(received), names, n=1, cutoff=0.4)
     remedy = f"Use {near[0]!r}" if near else "Use one of these"
-    return message(
-        f"`{what}` must be one of {', '.join(map(repr, names))}", repr(received), remedy
-    )
+    return message(f"`{what}` must be one of {', '.join(map(repr, names))}", repr(received), remedy)

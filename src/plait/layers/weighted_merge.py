@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from plait.errors import message
-from plait.ops.combine import combine_masks, log_mixture, weighted_sum
+from plait.ops.combine import combine_masks, log_mixture, merged_dtype, weighted_sum
 from plait.ops.shapes import Shape, agree, follows_rank_rule, is_shape, merge
 
 
@@ -40,7 +40,6 @@ class WeightedMerge(keras.layers.Layer):
         TypeError: If an output has integers.
 
     Example:
-
     >>> import numpy as np
     >>> import plait
     >>> weights = np.array([[0.25, 0.75]])
@@ -50,7 +49,8 @@ class WeightedMerge(keras.layers.Layer):
     """
 
     def __init__(self, log_space: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # Weights and outputs are summed as they come, not rounded to the compute dtype first.
+        super().__init__(autocast=False, **kwargs)
         self.log_space = log_space
         self.supports_masking = True
 
@@ -59,15 +59,24 @@ class WeightedMerge(keras.layers.Layer):
         _merged_shape(input_shape)
 
     def call(self, inputs: Sequence[Any]) -> Any:
-        """Returns the merged output, in the layer's compute dtype or better."""
+        """Returns the merged output; see `merged_dtype` for its dtype."""
         _check_floats(inputs)
         weights, *outputs = inputs
         merge_outputs = log_mixture if self.log_space else weighted_sum
-        return keras.ops.cast(merge_outputs(weights, outputs), self.compute_dtype)
+        dtypes = [keras.backend.standardize_dtype(output.dtype) for output in outputs]
+        merged = merge_outputs(weights, outputs)
+        return keras.ops.cast(merged, merged_dtype(dtypes, self.compute_dtype))
 
     def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
         """Returns the outputs' shape, with every size that any input knows."""
         return _merged_shape(input_shape)
+
+    def compute_output_spec(self, inputs: Sequence[Any]) -> keras.KerasTensor:
+        """Returns shape and dtype of the merged output."""
+        _check_floats(inputs)
+        shape = _merged_shape([tensor.shape for tensor in inputs])
+        dtypes = [keras.backend.standardize_dtype(tensor.dtype) for tensor in inputs[1:]]
+        return keras.KerasTensor(shape, merged_dtype(dtypes, self.compute_dtype))
 
     def compute_mask(self, inputs: Sequence[Any], mask: Any = None) -> Any:
         """Returns where every masked input is valid, or `None` when none is masked."""

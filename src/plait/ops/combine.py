@@ -18,6 +18,22 @@ def at_least_float32(tensor: Any) -> Any:
     return ops.cast(tensor, "float32")
 
 
+def merged_dtype(output_dtypes: Sequence[str], compute_dtype: str) -> str:
+    """Returns the dtype of a merged output: the layer's, but never coarser than the outputs are.
+
+    Under a mixed policy a network that ends in a float32 softmax keeps its float32 probabilities.
+
+    Example:
+    >>> from plait.ops.combine import merged_dtype
+    >>> merged_dtype(["float16"], "float16"), merged_dtype(["float32"], "float16")
+    ('float16', 'float32')
+    """
+    half = ("float16", "bfloat16")
+    if compute_dtype in half and any(dtype not in half for dtype in output_dtypes):
+        return "float32"
+    return compute_dtype
+
+
 def expert_weight(weights: Any, expert: int, rank: int) -> Any:
     """Returns one expert's weights, shaped to multiply an output of the given rank.
 

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import keras
-
 Shape = tuple[int | None, ...]
 
 
@@ -18,16 +16,13 @@ def shape_leaves(shapes: Any) -> list[Shape]:
     """Returns the shapes in a structure of lists, tuples and dicts, in Keras' order.
 
     Example:
-
     >>> from plait.ops.shapes import shape_leaves
     >>> shape_leaves({"b": (None, 2), "a": [(None, 3), (None, 4)]})
     [(None, 3), (None, 4), (None, 2)]
     """
     if is_shape(shapes):
         return [tuple(shapes)]
-    children = (
-        [shapes[key] for key in sorted(shapes)] if isinstance(shapes, dict) else list(shapes)
-    )
+    children = [shapes[key] for key in sorted(shapes)] if isinstance(shapes, dict) else list(shapes)
     return [leaf for child in children for leaf in shape_leaves(child)]
 
 
@@ -59,15 +54,9 @@ def follows_rank_rule(weights: Shape, output: Shape) -> bool:
     time step, `(b, e)` over `(b, h, w, u)` per image, `(b, u, e)` over `(b, u)` per class.
 
     Example:
-
     >>> from plait.ops.shapes import follows_rank_rule
     >>> follows_rank_rule((None, 3), (None, 7)), follows_rank_rule((None, 5, 3), (None, 7))
     (True, False)
     """
     routed = weights[:-1]
     return len(routed) <= len(output) and agree(routed, output[: len(routed)])
-
-
-def routed_rank(weights: Any) -> int:
-    """Returns the number of routed axes: all axes of the weights but the last."""
-    return len(keras.ops.shape(weights)) - 1

@@ -1,0 +1,132 @@
+"""Fresh experts from one template: each with its own draw of the template's initialisers."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from plait.errors import message
+
+Initializers = dict[int, Callable[..., Any]]
+
+
+def copy_of(template: keras.layers.Layer, seed_offset: int = 0) -> keras.layers.Layer:
+    """Returns a layer of the template's class and config, with weights of its own.
+
+    Args:
+        template: A Keras layer or model; it is left as it is.
+        seed_offset: Added to every integer seed in the config, so that copies draw differently.
+
+    Raises:
+        ValueError: If the template's config does not make a new layer.
+    """
+    try:
+        config = _offset_seeds(template.get_config(), seed_offset)
+        return type(template).from_config(config)
+    except Exception as error:
+        raise ValueError(
+            message(
+                "A template must be a Keras layer or model that its config can make anew",
+                f"{type(template).__name__} {template.name!r}, whose copy failed with "
+                f"{type(error).__name__}: {error}",
+                "Implement `get_config`, or pass a list of experts in place of `num_experts`",
+            )
+        ) from error
+
+
+@contextlib.contextmanager
+def recorded_initializers() -> Iterator[Initializers]:
+    """Records which initialiser each variable that is created inside the block came from.
+
+    Keras forgets an initialiser once its variable has a value, so `Layer.add_weight` is wrapped
+    while the block runs.
+
+    Yields:
+        The initialisers by `id` of their variable.
+    """
+    initializers: Initializers = {}
+    add_weight = keras.layers.Layer.add_weight
+
+    @functools.wraps(add_weight)
+    def recording(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> keras.Variable:
+        variable = add_weight(layer, *args, **kwargs)
+        given = kwargs.get("initializer", args[1] if len(args) > 1 else None)
+        if given is None:
+            given = "glorot_uniform" if "float" in variable.dtype else "zeros"
+        initializers[id(variable)] = keras.initializers.get(given)
+        return variable
+
+    keras.layers.Layer.add_weight = recording
+    try:
+        yield initializers
+    finally:
+        keras.layers.Layer.add_weight = add_weight
+
+
+def fresh_values(variable: keras.Variable, initializers: Initializers, num_experts: int) -> Any:
+    """Returns `num_experts` first values of one variable, one after another.
+
+    A random initialiser draws once per expert, a constant one is repeated; the state of a seed
+    generator starts elsewhere for each expert, so that dropout differs.
+
+    Args:
+        variable: A variable of the template, shape `(…)`.
+        initializers: What `recorded_initializers` gave.
+        num_experts: Number of experts, `e`.
+
+    Returns:
+        NumPy array of shape `(e, …)`.
+    """
+    initializer = initializers.get(id(variable))
+    if initializer is None:
+        value = keras.ops.convert_to_numpy(variable.value)
+        repeated = np.repeat(value[None], num_experts, axis=0)
+        if is_seed(variable):
+            # A large odd step keeps the experts' streams of seeds apart.
+            steps = np.arange(num_experts, dtype="int64") * 1_000_003
+            repeated[:, 0] = (repeated[:, 0].astype("int64") + steps) % (2**31 - 1)
+        return repeated
+    shape, dtype = tuple(variable.shape), variable.dtype
+    return np.stack(
+        [
+            keras.ops.convert_to_numpy(draw(shape, dtype=dtype))
+            for draw in _draws(initializer, num_experts)
+        ]
+    )
+
+
+def is_seed(variable: keras.Variable) -> bool:
+    """Whether a variable is the state of a `keras.random.SeedGenerator`."""
+    return variable.name == "seed_generator_state"
+
+
+def _draws(initializer: Callable[..., Any], num_experts: int) -> list[Callable[..., Any]]:
+    """Returns an initialiser for each expert: seeds differ, also where the user gave one."""
+    config = initializer.get_config() if isinstance(initializer, keras.Initializer) else {}
+    if "seed" not in config:
+        return [initializer] * num_experts
+    seed = config["seed"]
+    return [
+        type(initializer).from_config(
+            {**config, "seed": seed + expert if isinstance(seed, int) else None}
+        )
+        for expert in range(num_experts)
+    ]
+
+
+def _offset_seeds(config: Any, offset: int) -> Any:
+    if offset == 0:
+        return config
+    if isinstance(config, dict):
+        return {
+            key: value + offset
+            if key == "seed" and isinstance(value, int)
+            else _offset_seeds(value, offset)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return [_offset_seeds(value, offset) for value in config]
+    return config

@@ -1,0 +1,133 @@
+"""Shapes and dtypes before there are tensors: what the experts and the gate will give."""
+
+from typing import Any
+
+import keras
+from keras import tree
+
+from plait.errors import message
+from plait.ops.shapes import Shape, agree, follows_rank_rule, map_shapes, merge
+
+KerasTensor = keras.KerasTensor
+
+
+def specs_of(shapes: Any, dtypes: Any = None) -> Any:
+    """Returns symbolic tensors for a structure of shapes, and of dtypes where they are known."""
+    if dtypes is None:
+        return map_shapes(KerasTensor, shapes)
+    names = iter(tree.flatten(dtypes))
+    return tree.map_structure(
+        lambda spec: KerasTensor(spec.shape, _as_keras_converts(next(names))),
+        map_shapes(KerasTensor, shapes),
+    )
+
+
+def _as_keras_converts(dtype: str) -> str:
+    """Floating inputs reach layers in Keras' own float type."""
+    return keras.config.floatx() if dtype == "float64" else dtype
+
+
+def output_specs(layer: keras.layers.Layer, inputs: Any) -> Any:
+    """Returns what a layer gives for symbolic inputs, and builds it if it is not built."""
+    if not layer.built:
+        return layer(inputs)
+    return layer.compute_output_spec(inputs)
+
+
+def as_rows(specs: Any, routed_rank: int) -> Any:
+    """Returns specs in which the routed axes are one axis of rows."""
+    return tree.map_structure(
+        lambda spec: KerasTensor((None, *spec.shape[routed_rank:]), spec.dtype), specs
+    )
+
+
+def check_gate(scores: Any, gate: keras.layers.Layer, num_experts: int) -> KerasTensor:
+    """Returns the gate's output spec when it scores each expert with a floating number.
+
+    Raises:
+        ValueError: If it is a structure, or its last axis does not count the experts.
+        TypeError: If it has integers.
+    """
+    rule = f"The gate must end in one score for each of the {num_experts} experts, on the last axis"
+    remedy = f"End the gate in keras.layers.Dense({num_experts})"
+    if not isinstance(scores, KerasTensor):
+        given = tree.map_structure(lambda spec: tuple(spec.shape), scores)
+        raise ValueError(message(rule, f"{gate.name!r} with outputs {given}", remedy))
+    if not scores.shape or scores.shape[-1] != num_experts:
+        received = f"{gate.name!r} with output shape {tuple(scores.shape)}"
+        raise ValueError(message(rule, received, remedy))
+    if "float" not in scores.dtype:
+        raise TypeError(message(rule, f"{gate.name!r} with dtype {scores.dtype}", remedy))
+    return scores
+
+
+def check_agreement(outputs: list[tuple[int, str, Any]]) -> Any:
+    """Returns the experts' common output specs, with every size that any of them knows.
+
+    Args:
+        outputs: Position, name and output specs of experts; alike ones need only one entry.
+
+    Raises:
+        ValueError: If structure or shape differ between experts.
+        TypeError: If an output has integers.
+    """
+    first_position, first_name, first = outputs[0]
+    for position, name, specs in outputs:
+        for spec in tree.flatten(specs):
+            if "float" not in spec.dtype:
+                raise TypeError(
+                    message(
+                        f"Expert {position} ({name!r}) must return floating-point numbers, "
+                        "which can be weighed",
+                        f"dtype {spec.dtype}",
+                        "Let it return probabilities or values, not labels or ids",
+                    )
+                )
+        shapes = [tuple(spec.shape) for spec in tree.flatten(specs)]
+        first_shapes = [tuple(spec.shape) for spec in tree.flatten(first)]
+        same_structure = _structure(specs) == _structure(first)
+        if not same_structure or not all(map(agree, shapes, first_shapes)):
+            raise ValueError(
+                f"Expert {position} ({name!r}) returns shape {_shown(specs)}, but expert "
+                f"{first_position} ({first_name!r}) returns {_shown(first)}. "
+                "Experts of one mixture must agree in shape."
+            )
+    merged = first
+    for _, _, specs in outputs[1:]:
+        merged = tree.map_structure(
+            lambda a, b: KerasTensor(merge(tuple(a.shape), tuple(b.shape)), a.dtype),
+            merged,
+            specs,
+        )
+    return merged
+
+
+def check_rank_rule(weights: Shape, outputs: Any) -> None:
+    """Checks that the weights' leading axes are a prefix of every output's shape.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    for spec in tree.flatten(outputs):
+        shape = tuple(spec.shape)
+        if not follows_rank_rule(weights, shape):
+            raise ValueError(
+                message(
+                    "The leading axes of the gate's output must be a prefix of the experts' "
+                    "output shape",
+                    f"weights of shape {weights} over outputs of shape {shape}",
+                    f"Let the gate return shape {(shape[0], weights[-1])} to weigh per example",
+                )
+            )
+
+
+def _structure(specs: Any) -> Any:
+    return tree.map_structure(lambda _: 0, specs)
+
+
+def _shown(specs: Any) -> Any:
+    return (
+        tree.map_structure(lambda spec: str(tuple(spec.shape)), specs)
+        if not isinstance(specs, KerasTensor)
+        else tuple(specs.shape)
+    )
