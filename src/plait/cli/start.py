@@ -1,12 +1,13 @@
 """Before and around every command: quiet back ends, and errors in one line."""
 
+import contextlib
 import functools
 import importlib.util
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -20,11 +21,29 @@ def prepare() -> None:
     Must run before Keras is imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if "KERAS_BACKEND" not in os.environ:
         installed = [name for name in _PACKAGES if importlib.util.find_spec(_PACKAGES[name])]
         if _configured() not in installed and installed:
             os.environ["KERAS_BACKEND"] = installed[0]
+    if "keras" not in sys.modules:
+        # Keras imports TensorFlow wherever it is installed, on every backend, and no setting
+        # silences what it writes while it starts.
+        with _no_stderr():
+            import keras  # noqa: F401
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Sends what is written to standard error nowhere, also from C++."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _configured() -> str:

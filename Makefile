@@ -1,0 +1,48 @@
+# The two commands are `make demo` and `make test`; the rest is for work on plait itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BACKENDS := jax torch tensorflow
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+# Backends greet with pages of log; what they say about errors still shows.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test check lint bench clean
+
+demo: $(VENV)/.demo
+	KERAS_BACKEND=jax $(BIN)/plait fit data/vowel/train.csv --target vowel --test data/vowel/test.csv \
+		-o demo/model.keras --report demo/report.html
+
+test: lint $(addprefix test-,$(BACKENDS))
+
+test-%: $(VENV)/.dev
+	KERAS_BACKEND=$* $(PYTEST)
+
+check: lint
+	KERAS_BACKEND=jax $(PYTEST) -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) demo/model.keras demo/report.html
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+		f"plait needs Python 3.11 or newer. Received: {v.major}.{v.minor}. Set PYTHON=python3.11, say.")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[jax,cli]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[jax,torch,tensorflow,hub,dev]'
+	touch $@ $(VENV)/.demo

@@ -1,0 +1,34 @@
+"""The core imports and runs without any extra."""
+
+import subprocess
+import sys
+
+# Rich comes with Keras, SciPy with JAX.
+BLOCKED = "typer pandas pyarrow jinja2 matplotlib sklearn keras_hub".split()
+
+PROGRAM = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError(f"{{name}} is blocked", name=name)
+sys.meta_path.insert(0, Block())
+import keras, numpy, plait
+mix = plait.Mixture([keras.layers.Dense(2), keras.layers.Dense(2)])
+mix.compile("sgd", "mse")
+mix.fit(numpy.ones((4, 3)), numpy.ones((4, 2)), verbose=0)
+print(mix.gate_weights(numpy.ones((4, 3))).shape)
+"""
+
+
+def test_core_runs_with_every_extra_blocked():
+    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert result.stdout.strip() == "(4, 2)", result.stderr
+
+
+def test_command_line_names_the_missing_extra():
+    program = PROGRAM.split("import keras")[0] + "from plait.cli import main\nmain()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "pip install plait[cli]" in result.stderr
+    assert "Traceback" not in result.stderr
