@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -8,3 +9,9 @@ import pytest
 def rng():
     """A NumPy generator; a test that uses it holds for any seed."""
     return np.random.default_rng(20240229)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Keras draws the same numbers in a test whatever ran before it."""
+    keras.utils.set_random_seed(20240229)

@@ -153,6 +153,8 @@ def combine_masks(masks: Sequence[Any]) -> Any:
     rank = max(len(mask.shape) for mask in present)
     combined = None
     for mask in present:
-        mask = ops.reshape(mask, (*ops.shape(mask), *(1,) * (rank - len(mask.shape))))
+        # Not a reshape: when a functional model is built, a mask has an unknown batch size.
+        for _ in range(rank - len(mask.shape)):
+            mask = ops.expand_dims(mask, -1)
         combined = mask if combined is None else ops.logical_and(combined, mask)
     return combined
