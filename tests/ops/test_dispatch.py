@@ -352,18 +352,6 @@ def test_the_number_of_rows_may_be_unknown(rng, path):
             np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-def test_beyond_its_capacity_a_choice_counts_as_nobody():
-    y = apply_experts(
-        lambda variables, rows, segment: rows + variables[0],
-        [ops.zeros((2,))],
-        ops.ones((4, 1)),
-        ops.convert_to_tensor(np.array([[0], [0], [0], [1]], "int32")),
-        num_experts=2,
-        capacity=2,
-    )
-    assert ops.convert_to_numpy(y).reshape(-1).tolist() == [1.0, 1.0, 0.0, 1.0]
-
-
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_capacity_keeps_the_heaviest_and_counts_exactly(data):

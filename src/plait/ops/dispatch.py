@@ -29,8 +29,8 @@ def apply_experts(function, variables, inputs, indices, *, num_experts, capacity
         num_experts: `e`, an integer.
         capacity: `None` for any load: a loop over the experts in use. An integer `c` where the
             caller knows that no expert was chosen more than `c` times (see
-            `keep_within_capacity`): one vectorised call on buffers `(e, c, …)`. A choice beyond it
-            counts as nobody.
+            `keep_within_capacity`): one vectorised call on buffers `(e, c, …)`, where the backend
+            is faster at that. What a choice beyond it gives is not defined.
 
     Returns:
         What `function` returns, each leaf `(n, k, …)`.
@@ -61,7 +61,7 @@ def apply_experts(function, variables, inputs, indices, *, num_experts, capacity
     choices = _sort(indices, num_experts)
     if capacity is None and not backend.loads_are_known():
         capacity = math.prod(ops.shape(indices))
-    if capacity is None:
+    if capacity is None or backend.loops_are_faster():
         outputs = backend.map_choices(on_leaves, variables, leaves, choices)
     else:
         outputs = _within_capacity(on_leaves, variables, leaves, indices, choices, capacity)
@@ -107,8 +107,14 @@ def _within_capacity(function, variables, leaves, indices, choices, capacity):
 def _sort(indices, num_experts):
     """The choices `(n, k)` sorted by expert, ties by row."""
     expert = ops.reshape(indices, (-1,))
-    order = ops.cast(ops.argsort(expert), "int32")
-    place = ops.cast(ops.argsort(order), "int32")
+    num_choices = ops.shape(expert)[0]
+    numbers = ops.arange(num_choices, dtype="int32")
+    if isinstance(num_choices, int) and (num_experts + 1) * num_choices < 2**31:
+        # Sorting one number that holds both is faster than sorting pairs.
+        order = ops.sort(expert * num_choices + numbers) % max(num_choices, 1)
+    else:
+        order = ops.cast(ops.argsort(expert), "int32")
+    place = ops.segment_sum(numbers, order, num_segments=num_choices)
     return backend.Choices(order, place, _offsets(expert, num_experts), indices.shape[1])
 
 

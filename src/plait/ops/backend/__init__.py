@@ -6,6 +6,7 @@ plait is written on `keras.ops` and on these:
 - `vectorized_map`: one call for all experts;
 - `unstack`: slices whose gradient is one stack;
 - `keep_gradient`: what has no gradient where an expert was not used;
+- `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `take_rows`: rows by number, with a gradient that gathers too;
 - `map_choices(function, variables, leaves, choices)`: each expert on the rows that chose it,
   whatever the load. `function` maps `(variables_of_one_expert, rows, segment)` to a list of
@@ -20,6 +21,7 @@ from plait.ops.backend.structure import Choices, inside, is_float, vectorized_ma
 if keras.config.backend() == "jax":
     from plait.ops.backend.jax import (
         keep_gradient,
+        loops_are_faster,
         map_choices,
         take_rows,
         unstack,
@@ -28,6 +30,7 @@ if keras.config.backend() == "jax":
 elif keras.config.backend() == "torch":
     from plait.ops.backend.torch import (
         keep_gradient,
+        loops_are_faster,
         map_choices,
         take_rows,
         unstack,
@@ -36,6 +39,7 @@ elif keras.config.backend() == "torch":
 elif keras.config.backend() == "tensorflow":
     from plait.ops.backend.tensorflow import (
         keep_gradient,
+        loops_are_faster,
         map_choices,
         take_rows,
         unstack,
@@ -44,6 +48,7 @@ elif keras.config.backend() == "tensorflow":
 else:
     from plait.ops.backend.numpy import (
         keep_gradient,
+        loops_are_faster,
         map_choices,
         take_rows,
         unstack,
@@ -55,6 +60,7 @@ __all__ = [
     "is_float",
     "keep_gradient",
     "loads_are_known",
+    "loops_are_faster",
     "map_choices",
     "take_rows",
     "unstack",

@@ -6,9 +6,9 @@ from itertools import compress
 import jax
 import jax.numpy as jnp
 
-from plait.ops.backend.structure import by_sorted_rows, is_float, partition
+from plait.ops.backend.structure import by_sorted_rows, inside, is_float, partition
 
-__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 def vectorize(function, tensors):
@@ -103,6 +103,12 @@ def _keep_gradient_backward(kept, gradient):
 
 
 keep_gradient.defvjp(lambda tensor, kept: (tensor, kept), _keep_gradient_backward)
+
+
+def loops_are_faster():
+    """Whether a loop over experts in use beats one vectorised call on buffers of a capacity."""
+    # XLA's batched products on CPU are slower than single ones, and buffers have spare rows.
+    return jax.default_backend() == "cpu" and not inside.get()
 
 
 def map_choices(function, variables, leaves, choices):

@@ -4,7 +4,7 @@ import numpy as np
 
 from plait.ops.backend.structure import by_sorted_rows
 
-__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 def vectorize(function, tensors):
@@ -27,6 +27,11 @@ def take_rows(tensor, index, inverse):
 def keep_gradient(tensor, kept):
     """The tensor itself."""
     return tensor
+
+
+def loops_are_faster():
+    """Whether a loop over experts in use beats one vectorised call on buffers of a capacity."""
+    return False
 
 
 def map_choices(function, variables, leaves, choices):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from plait.ops.backend.structure import by_sorted_rows, is_float, partition
 
-__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 def vectorize(function, tensors):
@@ -79,6 +79,11 @@ def keep_gradient(tensor, kept):
         return tf.identity(tensor), backward
 
     return keep(tensor)
+
+
+def loops_are_faster():
+    """Whether a loop over experts in use beats one vectorised call on buffers of a capacity."""
+    return False
 
 
 def map_choices(function, variables, leaves, choices):

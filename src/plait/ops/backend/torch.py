@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from plait.ops.backend.structure import is_float
 
-__all__ = ["keep_gradient", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
 
 
 class _KerasInsideVmap(TorchFunctionMode):
@@ -35,7 +35,7 @@ class _KerasInsideVmap(TorchFunctionMode):
 class _Holder:
     """Where `_Peek` leaves what it saw."""
 
-    value = None
+    value: torch.Tensor
 
 
 class _Peek(torch.autograd.Function):
@@ -151,6 +151,11 @@ class _KeepGradient(torch.autograd.Function):
     def backward(ctx, gradient):
         (kept,) = ctx.saved_tensors
         return torch.where(kept.reshape((-1,) + (1,) * (gradient.ndim - 1)), gradient, 0), None
+
+
+def loops_are_faster():
+    """Whether a loop over experts in use beats one vectorised call on buffers of a capacity."""
+    return False
 
 
 def map_choices(function, variables, leaves, choices):
