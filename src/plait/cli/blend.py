@@ -106,9 +106,9 @@ def run(options: BlendOptions) -> Result:
             remarks.print("No gate beat the best constant weights on held-out rows: these it is.")
 
     names = [expert.name for expert in experts]
-    whole = assemble(mixture, with_baseline(schema, reference, names), encode=False)
+    model = with_baseline(model, reference, names)
     chosen = {"experts": names, "gate": options.gate, "seed": options.seed}
-    return finish(whole, parts, options.output, options.report, chosen)
+    return finish(model, parts, options.output, options.report, chosen)
 
 
 def build_gate(

@@ -71,9 +71,9 @@ def run(options: FitOptions) -> Result:
     seen = parts.seen
     reference = choose(model.expert_outputs(seen.x), seen.y, schema.task)
     names = [f"expert {i}" for i in range(mixture.num_experts)]
-    whole = assemble(mixture, with_baseline(schema, reference, names), encode=True)
+    model = with_baseline(model, reference, names)
     chosen = {"experts": options.experts, "gate": options.gate, "seed": options.seed}
-    return finish(whole, parts, options.output, options.report, chosen)
+    return finish(model, parts, options.output, options.report, chosen)
 
 
 def build(schema: Schema, experts: int, hidden: int, gate: str) -> "plait.Mixture":

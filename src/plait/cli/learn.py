@@ -11,7 +11,7 @@ from plait.cli.console import EpochBar, Result, progress
 from plait.cli.data import Parts
 from plait.inspection import Reference
 from plait.report import gather, render
-from plait.tables import Baseline, Schema, TableModel, replacing, save
+from plait.tables import Baseline, TableModel, finished, replacing, save
 
 _PATIENCE = 20
 
@@ -46,10 +46,11 @@ def train(run: Any, epochs: int, what: str, **arguments: Any) -> None:
         )
 
 
-def with_baseline(schema: Schema, reference: Reference, names: list[str]) -> Schema:
-    """Returns the schema with what the training data chose."""
+def with_baseline(model: TableModel, reference: Reference, names: list[str]) -> TableModel:
+    """Returns the model with what the training data chose in its schema."""
     weights = tuple(float(weight) for weight in reference.weights)
-    return dataclasses.replace(schema, baseline=Baseline(reference.expert, weights, tuple(names)))
+    baseline = Baseline(reference.expert, weights, tuple(names))
+    return model._replace(schema=dataclasses.replace(model.schema, baseline=baseline))
 
 
 def finish(
@@ -62,14 +63,15 @@ def finish(
     """Scores a model, then writes it and its report: both, or neither."""
     scored = parts.score
     found = gather(model, scored.x, scored.y, scored.frame)
+    whole = finished(model)
     written = [str(output)]
     if report is None:
-        save(model, output)
+        save(whole, output)
     else:
         page = render(found, output.name, parts.name)
         with replacing(report) as beside:
             beside.write_text(page, encoding="utf-8")
-            save(model, output)
+            save(whole, output)
         written.append(str(report))
     rows = {
         "train": len(parts.train.y),

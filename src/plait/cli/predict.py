@@ -29,8 +29,9 @@ def run(model_path: pathlib.Path, data: str, output: pathlib.Path | None) -> Non
     model = load(model_path)
     schema = model.schema
     source: str | IO[bytes] = sys.stdin.buffer if data == "-" else data
-    with _writer(output) as write:
-        for frame in read_batches(source, schema.texts, _ROWS):
+    frames = contextlib.closing(read_batches(source, schema.texts, _ROWS))
+    with frames as batches, _writer(output) as write:
+        for frame in batches:
             x = matrix(frame, schema)
             write(columns(keras.ops.convert_to_numpy(model.model.predict_on_batch(x)), schema))
 

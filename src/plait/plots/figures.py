@@ -8,7 +8,7 @@ import numpy as np
 from plait.errors import message
 from plait.inspection import Along, Confusion, Score, Usage
 
-_WIDTH = 5.0  # inches: 360 points, so that a phone shows the letters at about their own size
+_WIDTH = 4.3  # inches: about 310 points, so that a phone shows the letters at their own size
 _MOST_NUMBERS = 150  # cells of a heat map that still leave room for figures inside
 
 
@@ -66,7 +66,8 @@ def plot_weights_per_class(
     weights: np.ndarray, names: Sequence[str], classes: Sequence[object]
 ) -> Any:
     """Returns a heat map of the mean weights `(k, e)` of each class."""
-    return _heat_map(weights, classes, names, "mean weight", ".2f")
+    most = float(np.nanmax(weights, initial=0.1))
+    return _heat_map(weights, classes, names, "mean weight", most)
 
 
 def plot_weights_along(along: Along, names: Sequence[str], target: str) -> Any:
@@ -87,14 +88,14 @@ def plot_weights_along(along: Along, names: Sequence[str], target: str) -> Any:
 
 def plot_confusion(confusion: Confusion, names: Sequence[str], classes: Sequence[object]) -> Any:
     """Returns a heat map of each expert's own accuracy in each class."""
-    return _heat_map(confusion.accuracy.T, classes, names, "the expert's own accuracy", ".2f")
+    return _heat_map(confusion.accuracy.T, classes, names, "the expert's own accuracy", 1.0)
 
 
 def _heat_map(
-    values: np.ndarray, rows: Sequence[object], columns: Sequence[object], label: str, form: str
+    values: np.ndarray, rows: Sequence[object], columns: Sequence[object], label: str, most: float
 ) -> Any:
     figure, axes = _figure(1.2 + 0.26 * len(rows))
-    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=1.0)
+    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=most)
     axes.set_xticks(range(len(columns)), [_short(name) for name in columns])
     axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
     if len(columns) > 6 or max(len(_short(name)) for name in columns) > 8:
@@ -102,10 +103,12 @@ def _heat_map(
         for tick in axes.get_xticklabels():
             tick.set_ha("right")
     if values.size <= _MOST_NUMBERS:
+        size = min(8.0, 75.0 / len(columns))
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                color = "white" if value > 0.6 else "black"
-                axes.text(j, i, format(value, form), ha="center", va="center", color=color)
+                color = "white" if value > 0.6 * most else "black"
+                text = f"{value:.2f}".removeprefix("0") if value < 1 else "1"
+                axes.text(j, i, text, ha="center", va="center", color=color, fontsize=size)
     figure.colorbar(image, ax=axes, label=label)
     return figure
 

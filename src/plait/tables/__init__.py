@@ -2,7 +2,15 @@
 
 from plait.tables.encoder import TableEncoder, TableInput
 from plait.tables.matrix import infer, matrix, target
-from plait.tables.model import TableModel, as_table_model, assemble, load, load_keras, save
+from plait.tables.model import (
+    TableModel,
+    as_table_model,
+    assemble,
+    finished,
+    load,
+    load_keras,
+    save,
+)
 from plait.tables.output import check_output, replacing
 from plait.tables.reading import read, read_batches
 from plait.tables.schema import Baseline, Column, Schema, agree
@@ -18,6 +26,7 @@ __all__ = [
     "as_table_model",
     "assemble",
     "check_output",
+    "finished",
     "infer",
     "load",
     "load_keras",

@@ -60,6 +60,18 @@ def assemble(mixture: Mixture, schema: Schema, encode: bool) -> TableModel:
     return TableModel(keras.Sequential(layers), mixture, schema)
 
 
+def finished(model: TableModel) -> TableModel:
+    """Returns a copy that holds `model.schema` in its layers, and no state of an optimizer.
+
+    That state would be two thirds of the file, and serve nobody who only predicts.
+    """
+    mixture = Mixture.from_config(model.mixture.get_config())
+    encode = isinstance(model.model.layers[0], TableEncoder)
+    whole = assemble(mixture, model.schema, encode)
+    whole.model.set_weights(model.model.get_weights())
+    return whole
+
+
 def save(model: TableModel, path: str | os.PathLike[str]) -> None:
     """Writes the `.keras` file whole, or not at all."""
     with replacing(path) as beside:
@@ -129,4 +141,4 @@ def load(path: str | os.PathLike[str]) -> TableModel:
     return found
 
 
-__all__ = ["TableModel", "as_table_model", "assemble", "load", "load_keras", "save"]
+__all__ = ["TableModel", "as_table_model", "assemble", "finished", "load", "load_keras", "save"]

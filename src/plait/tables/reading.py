@@ -1,8 +1,9 @@
 """Tables from files: CSV, Parquet and NPZ, whole or in batches of constant memory."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from plait.errors import message
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Frames = Generator["pd.DataFrame", None, None]
 
 # What an empty cell may look like. pandas' own list has "None" too, which is a fair category.
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "NULL", "null"]
@@ -66,7 +69,7 @@ def read(path: str | os.PathLike[str], texts: Sequence[str] = ()) -> "pd.DataFra
 
 def read_batches(
     source: str | os.PathLike[str] | IO[bytes], texts: Sequence[str], rows: int = 8192
-) -> Iterator["pd.DataFrame"]:
+) -> Frames:
     """Reads a table in batches, so that memory does not grow with its length.
 
     Args:
@@ -96,10 +99,11 @@ def read_batches(
             whole = _npz(path)
             frames = (whole[i : i + rows] for i in range(0, len(whole), rows))
     some = False
-    for frame in frames:
-        if len(frame):
-            some = True
-            yield frame
+    with contextlib.closing(frames):
+        for frame in frames:
+            if len(frame):
+                some = True
+                yield frame
     if not some:
         raise ValueError(_empty(name))
 
@@ -130,12 +134,12 @@ def _checked(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _csv_file_batches(path: pathlib.Path, options: dict[str, Any]) -> Iterator["pd.DataFrame"]:
+def _csv_file_batches(path: pathlib.Path, options: dict[str, Any]) -> Frames:
     with path.open("rb") as stream:
         yield from _csv_batches(stream, str(path), options)
 
 
-def _csv_batches(stream: IO[bytes], name: str, options: dict[str, Any]) -> Iterator["pd.DataFrame"]:
+def _csv_batches(stream: IO[bytes], name: str, options: dict[str, Any]) -> Frames:
     pandas = need_pandas()
     remedy = "Save it as comma-separated text in UTF-8, with one header line"
     try:
@@ -189,7 +193,7 @@ def _parquet(path: pathlib.Path) -> "pd.DataFrame":
         raise ValueError(_not_what_it_says(path, "is damaged")) from error
 
 
-def _parquet_batches(path: pathlib.Path, rows: int) -> Iterator["pd.DataFrame"]:
+def _parquet_batches(path: pathlib.Path, rows: int) -> Frames:
     need_pandas()
     import pyarrow
     import pyarrow.parquet
