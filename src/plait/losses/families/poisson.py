@@ -1,0 +1,44 @@
+"""The Poisson family."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from plait.losses.families.base import Family
+from plait.ops.combine import at_least_float32
+from plait.ops.likelihood import poisson, safe_log
+
+
+@keras.saving.register_keras_serializable("plait")
+class Poisson(Family):
+    """`y ~ Poisson(f_l(x))`, independent over the units.
+
+    Args:
+        log_rates: Whether experts return the logarithms of their rates, and not the rates
+            themselves, as those that end in `activation="exponential"` do.
+        **kwargs: `name` and `dtype` of a Keras layer.
+
+    Example:
+    >>> import plait
+    >>> plait.losses.families.get("poisson").log_rates
+    False
+    """
+
+    def __init__(self, log_rates: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.log_rates = log_rates
+
+    def log_density(self, y: Any, outputs: Any) -> Any:
+        """Returns the log-probability, element by element."""
+        return poisson(y, outputs if self.log_rates else safe_log(outputs))
+
+    def mean(self, outputs: Any) -> Any:
+        """Returns the rates."""
+        if not self.log_rates:
+            return outputs
+        return ops.exp(ops.minimum(at_least_float32(outputs), 80.0))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "log_rates": self.log_rates}

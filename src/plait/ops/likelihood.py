@@ -1,0 +1,182 @@
+"""Log-densities, element by element, finite in value and gradient at the extremes."""
+
+import math
+from typing import Any
+
+from keras import ops
+
+from plait.ops.combine import at_least_float32, log_sum_exp
+
+# Below this a probability or rate is taken for this; its logarithm has a finite gradient.
+SMALLEST = 1e-20
+# Next to one, float32 tells probabilities apart by no less than this.
+NEXT_TO_ONE = 1e-7
+
+
+def gaussian(y: Any, mean: Any, log_scale: Any) -> Any:
+    """Returns `log N(y | mean, scale²) = −z² / 2 − log scale − log(2π) / 2`.
+
+    Here `z = (y − mean) / scale`. The scale is taken for at least 1e-6, `|y − mean|` for at most
+    1e20 and `|z|` for at most 1e15.
+
+    Args:
+        y: Tensor.
+        mean: Tensor that broadcasts with `y`.
+        log_scale: Tensor that broadcasts with `y`.
+
+    Example:
+    >>> from plait.ops.likelihood import gaussian
+    >>> round(float(gaussian(0.0, 1.0, 0.0)), 4)
+    -1.4189
+    """
+    y, mean = at_least_float32(y), at_least_float32(mean)
+    log_scale = ops.clip(at_least_float32(log_scale), math.log(1e-6), 60.0)
+    difference = ops.clip(y - mean, -1e20, 1e20)
+    z = ops.clip(difference * ops.exp(-log_scale), -1e15, 1e15)
+    return -0.5 * ops.square(z) - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+def poisson(y: Any, log_rate: Any) -> Any:
+    """Returns `log Poisson(y | rate) = y · log rate − rate − log y!`.
+
+    The logarithm of the rate is taken for at most 80.
+
+    Args:
+        y: Tensor of counts, not negative.
+        log_rate: Tensor that broadcasts with `y`.
+
+    Example:
+    >>> from plait.ops.likelihood import poisson
+    >>> round(float(poisson(2.0, 0.0)), 4)
+    -1.6931
+    """
+    y = at_least_float32(y)
+    log_rate = ops.clip(at_least_float32(log_rate), -1e15, 80.0)
+    # 0 · log 0 is 0: no count where the rate is nil.
+    product = ops.where(y > 0, y * log_rate, ops.zeros_like(y * log_rate))
+    return product - ops.exp(log_rate) - log_factorial(y)
+
+
+def log_factorial(y: Any) -> Any:
+    """Returns `log Γ(y + 1)`, to 1e-6 relative to the larger of it and one.
+
+    Stirling's series at `y + 8`, less the logarithms of the seven factors in between; counts
+    carry no gradient.
+
+    Example:
+    >>> from plait.ops.likelihood import log_factorial
+    >>> round(float(log_factorial(5.0)), 3)
+    4.787
+    """
+    y = ops.maximum(ops.stop_gradient(at_least_float32(y)), 0.0)
+    factors = ops.ones_like(y)
+    for step in range(1, 7):
+        factors = factors * (1.0 + step / (y + 1.0))
+    # Γ(y + 8) = Γ(y + 1) · Π_{j=1..7} (y + j), each y + j as (y + 1) · (1 + (j − 1) / (y + 1)).
+    x = y + 8.0
+    lead = (x - 0.5) * ops.log(x) - x - 7.0 * ops.log(y + 1.0)
+    series = 1.0 / (12.0 * x) - 1.0 / (360.0 * x * x * x) + 0.5 * math.log(2 * math.pi)
+    return lead + series - ops.log(factors)
+
+
+def bernoulli(y: Any, log_odds: Any) -> Any:
+    """Returns `log Bernoulli(y | p) = y · s − log(1 + exp s)` for log-odds `s`.
+
+    Args:
+        y: Tensor of labels in [0, 1].
+        log_odds: Tensor that broadcasts with `y`.
+
+    Example:
+    >>> from plait.ops.likelihood import bernoulli
+    >>> round(float(bernoulli(1.0, 0.0)), 4)
+    -0.6931
+    """
+    y = at_least_float32(y)
+    log_odds = ops.clip(at_least_float32(log_odds), -1e15, 1e15)
+    return y * log_odds - ops.softplus(log_odds)
+
+
+def categorical(y: Any, log_probabilities: Any) -> Any:
+    """Returns `log Categorical(y | p) = Σ_c y_c · log p_c` over the last axis.
+
+    Args:
+        y: Tensor of one-hot labels, or probabilities.
+        log_probabilities: Tensor that broadcasts with `y`.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops.likelihood import categorical
+    >>> round(float(categorical(np.array([0.0, 1.0]), np.log([0.75, 0.25]))), 4)
+    -1.3863
+    """
+    y, logs = at_least_float32(y), at_least_float32(log_probabilities)
+    logs = ops.clip(logs, -1e30, 1e30)
+    return ops.sum(ops.where(y > 0, y * logs, ops.zeros_like(y * logs)), axis=-1)
+
+
+def safe_log(values: Any, smallest: float = SMALLEST) -> Any:
+    """Returns the logarithm of the larger of a value and `smallest`."""
+    return ops.log(ops.maximum(at_least_float32(values), smallest))
+
+
+def log_weights(weights: Any) -> Any:
+    """Returns log w, −∞ where a weight is zero, with a gradient that is zero there, not NaN.
+
+    Args:
+        weights: Tensor of shape `(b, …, e)`, not negative.
+    """
+    weights = at_least_float32(weights)
+    logs = ops.log(ops.maximum(weights, 1e-30))
+    return ops.where(weights > 0, logs, ops.full_like(logs, -float("inf")))
+
+
+def log_likelihood(weights: Any, log_densities: Any) -> Any:
+    """Returns `log Σ_l w_l p_l` (Jacobs et al. 1991, eq. 1.3), in log space.
+
+    A row of zero weights, such as a capacity leaves where it drops a row, has likelihood one.
+
+    Args:
+        weights: Tensor of shape `(b, …, e)`.
+        log_densities: Tensor of shape `(e, b, …)`, finite.
+
+    Returns:
+        Tensor of shape `(b, …)`.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops.likelihood import log_likelihood
+    >>> value = log_likelihood(np.array([[0.5, 0.5]]), np.log([[0.2], [0.6]]))
+    >>> round(float(value[0]), 4)
+    -0.9163
+    """
+    joint = ops.moveaxis(log_weights(weights), -1, 0) + at_least_float32(log_densities)
+    total = log_sum_exp(joint, axis=0)
+    return ops.where(_weightless(weights), ops.zeros_like(total), total)
+
+
+def posterior(weights: Any, log_densities: Any) -> Any:
+    """Returns the responsibilities `h_l = w_l p_l / Σ_j w_j p_j`, zero in a row of zero weights.
+
+    Args:
+        weights: Tensor of shape `(b, …, e)`.
+        log_densities: Tensor of shape `(e, b, …)`, finite.
+
+    Returns:
+        Tensor of shape `(b, …, e)`.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops.likelihood import posterior
+    >>> h = posterior(np.array([[0.5, 0.5]]), np.log([[0.2], [0.6]]))
+    >>> [round(float(v), 4) for v in h[0]]
+    [0.25, 0.75]
+    """
+    joint = log_weights(weights) + ops.moveaxis(at_least_float32(log_densities), 0, -1)
+    top = ops.max(joint, axis=-1, keepdims=True)
+    powers = ops.exp(joint - ops.where(ops.isfinite(top), top, ops.zeros_like(top)))
+    total = ops.sum(powers, axis=-1, keepdims=True)
+    return powers / ops.where(total > 0, total, ops.ones_like(total))
+
+
+def _weightless(weights: Any) -> Any:
+    return ops.logical_not(ops.any(at_least_float32(weights) > 0, axis=-1))
