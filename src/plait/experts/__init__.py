@@ -4,13 +4,11 @@ from plait.experts.alike import why_alone
 from plait.experts.bank import ExpertBank
 from plait.experts.fresh import copy_of, recorded_initializers
 from plait.experts.rows import CoupledRowsError
-from plait.experts.stack import Hidden
 from plait.experts.stateless import attach_masks
 
 __all__ = [
     "CoupledRowsError",
     "ExpertBank",
-    "Hidden",
     "attach_masks",
     "copy_of",
     "recorded_initializers",

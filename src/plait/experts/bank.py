@@ -25,7 +25,7 @@ class Group(NamedTuple):
     """
 
     positions: list[int]
-    runner: ExpertStack | SingleExpert
+    runner: Any
 
 
 class ExpertBank:
@@ -48,7 +48,7 @@ class ExpertBank:
         """Returns a bank of given experts, each built; alike ones run stacked if `stack`."""
         together: dict[Any, list[int]] = {}
         for position, expert in enumerate(experts):
-            key = signature(expert) if stack else None
+            key: Any = signature(expert) if stack else None
             if key is None or shares_variables(expert, experts):
                 key = position
             together.setdefault(key, []).append(position)
@@ -168,7 +168,8 @@ class ExpertBank:
         Raises:
             CoupledRowsError: See `plait.experts.rows.run_chosen`.
         """
-        total, valid = None, None
+        total: Any = None
+        valid: Any = None
         for positions, runner in self._groups_for(inputs):
             table = np.full(self.num_experts + 1, len(positions), "int32")
             table[positions] = np.arange(len(positions))

@@ -105,7 +105,9 @@ def is_seed(variable: keras.Variable) -> bool:
 
 def _draws(initializer: Callable[..., Any], num_experts: int) -> list[Callable[..., Any]]:
     """Returns an initialiser for each expert: seeds differ, also where the user gave one."""
-    config = initializer.get_config() if isinstance(initializer, keras.Initializer) else {}
+    if not isinstance(initializer, keras.Initializer):
+        return [initializer] * num_experts
+    config = initializer.get_config()
     if "seed" not in config:
         return [initializer] * num_experts
     seed = config["seed"]

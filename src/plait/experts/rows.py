@@ -50,8 +50,8 @@ def run_chosen(
         list of their masks, `(n, k, …)` or `None`.
 
     Raises:
-        CoupledRowsError: If a training call moves state other than seeds (batch norm) or adds a loss:
-            both depend on the whole batch, of which an expert would see a part.
+        CoupledRowsError: If a training call moves state other than seeds (batch norm) or adds a
+            loss: both depend on the whole batch, of which an expert would see a part.
     """
     flat_masks = tree.flatten(masks)
     present = [position for position, mask in enumerate(flat_masks) if mask is not None]

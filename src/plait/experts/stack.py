@@ -1,5 +1,6 @@
 """Experts of one architecture as one: their variables stacked, their calls vectorised."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,11 +15,17 @@ from plait.experts.stateless import call_with
 from plait.ops.backend import unstack, vectorized_map
 
 
-class Hidden:
-    """Holds what Keras must not track: a scaffold's variables are no weights of the stack."""
+@dataclasses.dataclass
+class _Hidden:
+    """What Keras must not track: a scaffold's variables are no weights of the stack."""
 
-    def __init__(self, **held: Any) -> None:
-        self.__dict__.update(held)
+    scaffold: keras.layers.Layer
+    variables: list[keras.Variable]
+    seeds: list[bool]
+    sources: list[keras.layers.Layer] | None
+    initializers: Initializers
+    stacked: list[keras.Variable] = dataclasses.field(default_factory=list)
+    vectorized: bool = True
 
 
 class StackedRegularizer(keras.Regularizer):
@@ -71,14 +78,12 @@ class ExpertStack(keras.layers.Layer):
         self.num_experts = num_experts
         self.supports_masking = True
         variables = list(scaffold.variables)
-        self._hidden = Hidden(
+        self._hidden = _Hidden(
             scaffold=scaffold,
             variables=variables,
             seeds=[is_seed(variable) for variable in variables],
             sources=None if sources is None else list(sources),
             initializers=initializers or {},
-            stacked=[],
-            vectorized=True,
         )
         self.build()
 

@@ -1,5 +1,6 @@
 """The gates that plait brings: linear, constant, uniform."""
 
+import math
 from typing import Any
 
 import keras
@@ -44,10 +45,7 @@ class LinearGate(keras.layers.Layer):
                         f"keras.layers.Dense({self.num_experts}) to weigh each step",
                     )
                 )
-            leaf = 1
-            for axis in shape[1:]:
-                leaf *= axis
-            size += leaf
+            size += math.prod(axis for axis in shape[1:] if axis is not None)
         self.dense = keras.layers.Dense(self.num_experts, name="scores", dtype=self.dtype_policy)
         self.dense.build((None, size))
 

@@ -7,8 +7,10 @@ import keras
 from keras import ops, tree
 
 from plait import routers
-from plait.experts import CoupledRowsError, Hidden, attach_masks, copy_of
+from plait.experts import CoupledRowsError, attach_masks, copy_of
+from plait.losses import ObjectiveState
 from plait.mixture import gates, topology
+from plait.mixture.about import About
 from plait.mixture.assembly import (
     bank_of_list,
     bank_of_template,
@@ -24,7 +26,7 @@ from plait.mixture.forward import (
     unfold_rows,
     with_masks,
 )
-from plait.mixture.learning import Learning
+from plait.mixture.learning import Learning, PartsHolder
 from plait.mixture.persistence import Persistence
 from plait.mixture.specs import (
     as_rows,
@@ -118,23 +120,18 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         self.expert_inputs = expert_inputs
         self.gate_inputs = gate_inputs
         self.supports_masking = True
-        brought_by_user = isinstance(gate, keras.layers.Layer)
         self.gate = gates.get(gate, count)
-        self.router = routers.get("softmax" if router is None and not brought_by_user else router)
-        self._about = Hidden(
+        brings_gate = not isinstance(gate, keras.layers.Layer)
+        self.router = routers.get("softmax" if router is None and brings_gate else router)
+        self._about = About(
             experts=given,
             template=given[0] if isinstance(experts, keras.layers.Layer) else None,
-            gate=None if brought_by_user else gate,
-            brought_by_user=brought_by_user,
+            gate=gate,
             selectors=topology.selectors(expert_inputs, count),
-            input_shape=None,
-            input_dtype=None,
-            bank=None,
-            routed_rank=None,
-            dispatches=False,
-            warned=set(),
-            probes={},
         )
+        self.objective_state = ObjectiveState(name="objective")
+        self.objective_state.built = True
+        self._parts = PartsHolder()
         self._warn_of_double_softmax()
         self._build_early()
 
@@ -170,22 +167,26 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
     def build(self, input_shape: Any) -> None:
         """Builds gate and experts, and checks that they fit together."""
         about = self._about
-        if about.bank is not None:  # built early, for the input that the experts know
+        if about.built_bank is not None:  # built early, for the input that the experts know
             return
         about.input_shape = input_shape
         inputs = specs_of(input_shape, about.input_dtype)
         scores = self._build_gate(inputs)
-        weights_shape = tuple(scores.shape)
+        weights_shape = about.weights_shape = tuple(scores.shape)
         fed = topology.select_each(inputs, about.selectors)
-        about.routed_rank = len(weights_shape) - 1
         sparse = self.router is not None and self.router.sparse
         rows = self._row_specs(fed, weights_shape) if sparse else None
         about.dispatches = rows is not None
-        about.bank = self._build_bank(fed if rows is None else rows)
+        about.built_bank = self._build_bank(fed if rows is None else rows)
         check_rank_rule(weights_shape, self._output_specs(fed, scores))
         self.expert_layers = about.bank.layers
         # Keras walks attributes by name: these before the layers that hold them.
         self.expert_assets = about.bank.saving_themselves
+        self.attach_objective()
+
+    def weights_shape(self) -> tuple[int | None, ...] | None:
+        """Returns the shape of the mixing weights, `(b, …, e)`, or `None` before it is known."""
+        return self._about.weights_shape
 
     def _build_gate(self, inputs: Any) -> keras.KerasTensor:
         scores = output_specs(self.gate, self._gate_part(inputs))
@@ -241,7 +242,7 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         training = bool(training)
         routing = self._route(inputs, training, mask)
         about = self._about
-        if about.dispatches:
+        if about.dispatches and self.objective is None:
             try:
                 return self._call_chosen(routing, inputs, training, mask)
             except CoupledRowsError:
@@ -250,7 +251,11 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
                     "statistics or add losses, which depend on the whole batch."
                 )
         parts = self._all_parts(routing, inputs, training, mask)
-        merged = merge_stacked(parts.weights, parts.outputs, self.compute_dtype)
+        outputs = parts.outputs
+        if self.objective is not None:
+            self.note_parts(parts)
+            outputs = self.objective.mean(outputs)
+        merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
         return with_masks(merged, parts.masks)
 
     def _route(self, inputs: Any, training: bool, mask: Any) -> Routing:
@@ -296,6 +301,7 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         fed, masks = self._fed(inputs, mask)
         weights = fold_rows(routing.weights, rank)
         indices = fold_rows(chosen_experts(routing), rank)
+        assert self.router is not None  # no rule, no zeros: nothing is dispatched
         capacity = self.router.capacity(ops.shape(weights)[0], self.num_experts)
         outputs, output_masks = about.bank.run_chosen(
             [fold_rows(part, rank) for part in fed],
@@ -335,6 +341,9 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         outputs = self._output_specs(topology.select_each(inputs, about.selectors), weights)
 
         def merged(spec: keras.KerasTensor) -> keras.KerasTensor:
+            if self.objective is not None:
+                stacked = keras.KerasTensor((self.num_experts, *spec.shape), spec.dtype)
+                spec = keras.KerasTensor(self.objective.mean(stacked).shape[1:], spec.dtype)
             routed = len(weights.shape) - 1
             shape = merge(weights.shape[:-1], spec.shape[:routed]) + spec.shape[routed:]
             return keras.KerasTensor(shape, merged_dtype([spec.dtype], self.compute_dtype))

@@ -8,7 +8,7 @@ from plait.mixture import topology
 from plait.ops.shapes import map_shapes
 
 if TYPE_CHECKING:
-    from plait.mixture.model import Mixture
+    pass
 
 _OBJECTS = ("gate", "router")
 
@@ -16,7 +16,7 @@ _OBJECTS = ("gate", "router")
 class Persistence:
     """The part of `Mixture` that Keras calls when it saves and loads."""
 
-    def get_config(self: "Mixture") -> dict[str, Any]:
+    def get_config(self: Any) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         about = self._about
         serialize = keras.saving.serialize_keras_object
@@ -36,7 +36,7 @@ class Persistence:
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Mixture":
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Returns a mixture of what `get_config` gave."""
         config = dict(config)
 
@@ -54,25 +54,25 @@ class Persistence:
             config[name] = topology.from_config(config[name])
         return cls(**config)
 
-    def get_build_config(self: "Mixture") -> dict[str, Any]:
+    def get_build_config(self: Any) -> dict[str, Any]:
         """Returns what `build` needs: the inputs' shapes and dtypes."""
         about = self._about
         return {"input_shape": about.input_shape, "input_dtype": about.input_dtype}
 
-    def build_from_config(self: "Mixture", config: dict[str, Any]) -> None:
+    def build_from_config(self: Any, config: dict[str, Any]) -> None:
         """Builds the mixture as it was built when it was saved."""
         if self.built or config["input_shape"] is None:
             return
         self._about.input_dtype = config["input_dtype"]
         self.build(map_shapes(tuple, config["input_shape"]))
 
-    def save_own_variables(self: "Mixture", store: Any) -> None:
+    def save_own_variables(self: Any, store: Any) -> None:
         """Writes the experts' variables; gate and router are saved as layers."""
         if self.built:
             for key, value in self._about.bank.state().items():
                 store[key] = value
 
-    def load_own_variables(self: "Mixture", store: Any) -> None:
+    def load_own_variables(self: Any, store: Any) -> None:
         """Reads the experts' variables, into the experts that were passed in as well."""
         if self.built:
             self._about.bank.load_state(store)

@@ -8,7 +8,7 @@ from keras import tree
 from plait.errors import message
 from plait.ops.shapes import Shape, agree, follows_rank_rule, map_shapes, merge
 
-KerasTensor = keras.KerasTensor
+KerasTensor: type[Any] = keras.KerasTensor
 
 
 def specs_of(shapes: Any, dtypes: Any = None) -> Any:
@@ -41,7 +41,7 @@ def as_rows(specs: Any, routed_rank: int) -> Any:
     )
 
 
-def check_gate(scores: Any, gate: keras.layers.Layer, num_experts: int) -> KerasTensor:
+def check_gate(scores: Any, gate: keras.layers.Layer, num_experts: int) -> Any:
     """Returns the gate's output spec when it scores each expert with a floating number.
 
     Raises:
