@@ -16,7 +16,6 @@ def vectorize(function, tensors):
     return jax.vmap(function)(tensors)
 
 
-@jax.custom_vjp
 def unstack(tensor):
     """Slices along the first axis; the gradient is one stack, not one scatter a slice.
 
@@ -26,18 +25,23 @@ def unstack(tensor):
     Returns:
         List of `e` tensors `(…)`.
     """
+    return _unstack(tensor)
+
+
+@jax.custom_vjp
+def _unstack(tensor):
     return [tensor[i] for i in range(tensor.shape[0])]
 
 
 def _unstack_forward(tensor):
-    return unstack(tensor), None
+    return _unstack(tensor), None
 
 
 def _unstack_backward(_, gradients):
     return (jnp.stack(gradients),)
 
 
-unstack.defvjp(_unstack_forward, _unstack_backward)
+_unstack.defvjp(_unstack_forward, _unstack_backward)
 
 
 def take_rows(tensor, index, inverse):
@@ -80,7 +84,6 @@ def _take_rows_backward(inverse, gradient):
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
-@jax.custom_vjp
 def keep_gradient(tensor, kept):
     """The tensor itself; where an expert is not kept, its gradient becomes zero.
 
@@ -91,6 +94,11 @@ def keep_gradient(tensor, kept):
     Returns:
         Tensor `(e, …)`.
     """
+    return _keep_gradient(tensor, kept)
+
+
+@jax.custom_vjp
+def _keep_gradient(tensor, kept):
     return tensor
 
 
@@ -102,7 +110,7 @@ def _keep_gradient_backward(kept, gradient):
     )
 
 
-keep_gradient.defvjp(lambda tensor, kept: (tensor, kept), _keep_gradient_backward)
+_keep_gradient.defvjp(lambda tensor, kept: (tensor, kept), _keep_gradient_backward)
 
 
 def loops_are_faster():

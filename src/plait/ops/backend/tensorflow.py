@@ -141,12 +141,12 @@ def map_segments(function, variables, rows, offsets):
             values = call(i)
             return i + 1, [a.write(i, v) for a, v in zip(arrays, values, strict=True)]
 
-        _, arrays = tf.while_loop(lambda i, _: i < num_used, body, (1, arrays))
-        results = [_fill(array.concat(), num_rows) for array in arrays]
+        _, filled = tf.while_loop(lambda i, _: i < num_used, body, (1, arrays))
+        results = [_fill(array.concat(), num_rows) for array in filled]
         differentiable = [value.dtype.is_floating for value in first]
 
         def backward(*cotangents):
-            cotangents = list(compress(cotangents, differentiable))
+            given = list(compress(cotangents, differentiable))
             of_weights = [_array(w.shape[0], w.dtype, w.shape[1:]) for w in weights]
             of_inputs = [_array(num_used, x.dtype, [None, *x.shape[1:]]) for x in inputs]
 
@@ -159,7 +159,7 @@ def map_segments(function, variables, rows, offsets):
                 shares = tape.gradient(
                     values,
                     (held[0], fed[0]),
-                    output_gradients=[c[start:end] for c in cotangents],
+                    output_gradients=[c[start:end] for c in given],
                     unconnected_gradients=tf.UnconnectedGradients.ZERO,
                 )
                 return (

@@ -164,62 +164,40 @@ def map_choices(function, variables, leaves, choices):
     A loop over the experts in use. Variables are unbound once, and rows split once: indexing them
     inside the loop would make a gradient the size of all experts, or all rows, at every step.
     """
-    order, _, offsets, num_selected = choices
+    order, place, offsets, num_selected = choices
     bounds = offsets.tolist()
     sizes = [b - a for a, b in pairwise(bounds)]
-    used = [number for number, size in enumerate(sizes) if size]
+    rest = order.shape[0] - bounds[-1]
     # Where nobody was chosen, one call on no rows gives the outputs their shape.
-    used = used or [0]
-    runs = order.long()[: bounds[-1]].split([sizes[number] for number in used])
-    split = [_Split.apply(leaf, num_selected, *runs) for leaf in leaves]
+    used = [number for number, size in enumerate(sizes) if size] or [0]
+    back = place.reshape(-1, num_selected)
+    split = [
+        _Reorder.apply(leaf, order // num_selected, back).split([*sizes, rest]) for leaf in leaves
+    ]
     unstacked = [unstack(variable) for variable in variables]
     results = [
-        function([slices[number] for slices in unstacked], [rows[i] for rows in split], number)
-        for i, number in enumerate(used)
+        function([slices[i] for slices in unstacked], [rows[i] for rows in split], i) for i in used
     ]
-    return [_Join.apply(order.shape[0], runs, *values) for values in zip(*results, strict=True)]
+    outputs = []
+    for values in zip(*results, strict=True):
+        zeros = values[0].new_zeros((rest, *values[0].shape[1:]))
+        outputs.append(_Reorder.apply(torch.cat([*values, zeros]), place, order[:, None]))
+    return outputs
 
 
-class _Split(torch.autograd.Function):
-    """Rows `(n, …)` to one tensor `(r, …)` per run; the gradient is one sum over `k`."""
-
-    @staticmethod
-    def forward(tensor, num_selected, *runs):
-        return tuple(tensor.index_select(0, run // num_selected) for run in runs)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        tensor, ctx.num_selected, *ctx.runs = inputs
-        ctx.num_rows = tensor.shape[0]
+class _Reorder(torch.autograd.Function):
+    """`take_rows` where no number is past the end."""
 
     @staticmethod
-    def backward(ctx, *gradients):
-        joined = _join(ctx.num_rows * ctx.num_selected, ctx.runs, gradients)
-        total = joined.reshape(ctx.num_rows, ctx.num_selected, *joined.shape[1:]).sum(1)
-        return total, None, *(None for _ in ctx.runs)
-
-
-class _Join(torch.autograd.Function):
-    """One tensor `(r, …)` per run to the choices `(n * k, …)`; those of nobody are zeros."""
-
-    @staticmethod
-    def forward(num_choices, runs, *values):
-        return _join(num_choices, runs, values)
+    def forward(tensor, index, inverse):
+        return tensor.index_select(0, index)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.runs = inputs[1]
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx, gradient):
-        return None, None, *(gradient.index_select(0, run) for run in ctx.runs)
-
-
-def _join(num_choices, runs, values):
-    full = sum(len(run) for run in runs) == num_choices
-    joined = (torch.empty if full else torch.zeros)(
-        (num_choices, *values[0].shape[1:]), dtype=values[0].dtype, device=values[0].device
-    )
-    for run, value in zip(runs, values, strict=True):
-        joined.index_copy_(0, run, value)
-    return joined
+        (inverse,) = ctx.saved_tensors
+        gradients = [gradient.index_select(0, inverse[:, k]) for k in range(inverse.shape[1])]
+        return sum(gradients[1:], gradients[0]), None, None
