@@ -69,7 +69,8 @@ def test_tables_of_every_kind_score_the_same(plait, fitted, mixed, tmp_path, end
     if ending == "parquet":
         mixed.to_parquet(other)
     else:
-        np.savez(other, x=mixed["x"], price=mixed["price"], colour=mixed["colour"].astype("U4"))
+        colours = np.array(mixed["colour"].tolist())
+        np.savez(other, x=mixed["x"], price=mixed["price"], colour=colours)
 
     def scores(data):
         page = tmp_path / "r.html"

@@ -143,20 +143,19 @@ def _csv_batches(stream: IO[bytes], name: str, options: dict[str, Any]) -> Frame
     pandas = need_pandas()
     remedy = "Save it as comma-separated text in UTF-8, with one header line"
     try:
-        frames = pandas.read_csv(stream, low_memory=False, **_CSV, **options)
-        if "chunksize" not in options:
-            frames = [frames]
-        for frame in frames:
-            # A longer first row makes pandas take its first cells for row labels.
-            if not isinstance(frame.index, pandas.RangeIndex):
-                raise ValueError(
-                    message(
-                        f"Every row of {name} must have as many cells as the header",
-                        f"rows with more than {frame.shape[1]}",
-                        "Name all columns, or remove trailing commas",
+        found = pandas.read_csv(stream, low_memory=False, **_CSV, **options)
+        with contextlib.nullcontext([found]) if "chunksize" not in options else found as frames:
+            for frame in frames:
+                # A longer first row makes pandas take its first cells for row labels.
+                if not isinstance(frame.index, pandas.RangeIndex):
+                    raise ValueError(
+                        message(
+                            f"Every row of {name} must have as many cells as the header",
+                            f"rows with more than {frame.shape[1]}",
+                            "Name all columns, or remove trailing commas",
+                        )
                     )
-                )
-            yield frame
+                yield frame
     except pandas.errors.EmptyDataError as error:
         raise ValueError(_empty(name)) from error
     except pandas.errors.ParserError as error:
