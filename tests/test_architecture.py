@@ -46,8 +46,11 @@ def runtime_tree(path):
 
 def rooms_read(path):
     """The rooms of plait that a file imports from."""
-    names = {name.split(".")[1] for name in imported_modules(runtime_tree(path))
-             if name.startswith("plait.")}
+    names = {
+        name.split(".")[1]
+        for name in imported_modules(runtime_tree(path))
+        if name.startswith("plait.")
+    }
     return names & set(FLOOR_OF)
 
 
@@ -81,7 +84,11 @@ def test_an_arrow_that_is_turned_is_found(tmp_path):
 def test_only_floor_zero_knows_backends_apart(path):
     """No native backend is imported, and nobody asks which one runs, outside ops/backend."""
     tree = runtime_tree(path)
-    native = {name.split(".")[0] for name in imported_modules(tree)} & {"jax", "tensorflow", "torch"}
+    native = {name.split(".")[0] for name in imported_modules(tree)} & {
+        "jax",
+        "tensorflow",
+        "torch",
+    }
     asks = [
         node
         for node in ast.walk(tree)
@@ -104,7 +111,9 @@ def test_private_parts_of_plait_are_not_imported_across_rooms():
         (str(path.relative_to(SOURCE)), name)
         for path in FILES
         for name in imported_modules(runtime_tree(path))
-        if name.startswith("plait.") and name.split(".")[-1].startswith("_") and not name.endswith("__")
+        if name.startswith("plait.")
+        and name.split(".")[-1].startswith("_")
+        and not name.endswith("__")
         and name.split(".")[1] != room_of(path)
     ]
     assert wrong == []

@@ -1,8 +1,8 @@
 """plait weaves parallel Keras models into one: out = Σ w_l(x) · f_l(x)."""
 
-from plait import layers, losses, ops, routers
+from plait import layers, losses, ops, routers, training
 from plait.mixture import Mixture
 
 __version__ = "0.1.0"
 
-__all__ = ["Mixture", "layers", "losses", "ops", "routers"]
+__all__ = ["Mixture", "layers", "losses", "ops", "routers", "training"]

@@ -116,6 +116,14 @@ class Learning(SeesParts):
         if self.built:
             self._about.bank.follow_trainable_flags()
         super().compile(*args, **kwargs)
+        self._about.compiled_with = (args, kwargs)
+
+    def compile_like(self: Any, other: keras.Model) -> None:
+        """Compiles another model as this one is, with an optimizer of its own that starts anew."""
+        args, kwargs = self._about.compiled_with
+        optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
+        kwargs = {name: value for name, value in kwargs.items() if name != "optimizer"}
+        other.compile(optimizer, *args[1:], **kwargs)
 
     def fit(self: Any, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains gate and experts jointly; see `keras.Model.fit`.

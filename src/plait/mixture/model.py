@@ -1,6 +1,7 @@
 """The mixture: parallel Keras models and a gate, as one Keras model."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -99,6 +100,9 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         Jacobs, Jordan, Nowlan, Hinton (1991), Adaptive mixtures of local experts.
         Shazeer et al. (2017), Outrageously large neural networks.
     """
+
+    fit_gate: Callable[..., keras.callbacks.History]
+    """See `plait.training.fit_gate`, which stands a floor above."""
 
     def __init__(
         self,
@@ -240,7 +244,7 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Returns the merged output."""
         training = bool(training)
-        routing = self._route(inputs, training, mask)
+        routing = self.route(inputs, training, mask)
         about = self._about
         if about.dispatches and self.objective is None:
             try:
@@ -258,8 +262,14 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
         return with_masks(merged, parts.masks)
 
-    def _route(self, inputs: Any, training: bool, mask: Any) -> Routing:
-        """Returns the weights, in float32 or better, and which experts were chosen."""
+    def route(self, inputs: Any, training: bool, mask: Any) -> Routing:
+        """Returns the weights and which experts were chosen, called within a Keras call.
+
+        Args:
+            inputs: As for `call`.
+            training: As for `call`.
+            mask: As for `call`.
+        """
         part = self._gate_part(inputs)
         if mask is not None:
             part = attach_masks(part, self._gate_part(mask))

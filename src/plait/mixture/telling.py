@@ -38,7 +38,7 @@ class _Probe(keras.Model):
     def call(self, inputs: Any, mask: Any = None) -> Any:
         if not self.mixture.built:
             self.mixture(inputs)
-        routing = self.mixture._route(inputs, False, mask)
+        routing = self.mixture.route(inputs, False, mask)
         if self.what == "weights":
             return routing.weights
         parts = self.mixture._all_parts(routing, inputs, False, mask)

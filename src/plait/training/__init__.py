@@ -1,0 +1,12 @@
+"""Training beyond `fit`: the gate alone on cached outputs, expectation-maximisation."""
+
+from plait.mixture import Mixture
+from plait.training.em import EMResult, fit_em
+from plait.training.gate import fit_gate
+from plait.training.selection import Selection, choose_num_experts
+
+# The mixture's own floor knows nothing of training, so its methods are given from here.
+Mixture.fit_em = fit_em
+Mixture.fit_gate = fit_gate
+
+__all__ = ["EMResult", "Selection", "choose_num_experts", "fit_em", "fit_gate"]
