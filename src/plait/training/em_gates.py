@@ -1,0 +1,204 @@
+"""Drivers of the gate's M-step: constant, linear, any other."""
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from plait.mixture.gates import ConstantGate, LinearGate
+from plait.routers import Softmax
+from plait.training import regression
+from plait.training.em_experts import dense_part
+from plait.training.regression import Array, log_softmax, with_intercept
+
+if TYPE_CHECKING:
+    from plait.mixture import Mixture
+
+
+class FixedGate:
+    """The uniform gate: nothing to fit."""
+
+    exact = True
+
+    def __init__(self, num_rows: int, num_experts: int) -> None:
+        self.scores = np.zeros((1, num_experts))
+        self.num_rows = num_rows
+
+    def log_weights(self) -> Array:
+        """Returns log w of the training data, `(n, e)`."""
+        return np.broadcast_to(log_softmax(self.scores), (self.num_rows, self.scores.shape[1]))
+
+    def on(self, x: Any) -> Array:
+        """Returns log w of other data, `(n, e)`."""
+        rows = len(tree.flatten(x)[0])
+        return np.broadcast_to(log_softmax(self.scores), (rows, self.scores.shape[1]))
+
+    def fit(self, responsibilities: Array) -> None:
+        """The M-step: does not lower `Σ r_nl log w_nl`."""
+
+    def restart(self) -> None:
+        """Forgets the parameters."""
+
+    def state(self) -> Any:
+        """Returns all parameters."""
+        return self.scores.copy()
+
+    def set_state(self, state: Any) -> None:
+        """Goes back to what `state` returned."""
+        self.scores = state.copy()
+
+    def write(self) -> None:
+        """Gives the parameters to the mixture's gate."""
+
+    def num_parameters(self) -> int:
+        """Returns how many numbers are fitted."""
+        return 0
+
+
+class ConstantWeights(FixedGate):
+    """One learned weight per expert: the mean responsibility."""
+
+    def __init__(self, gate: ConstantGate, num_rows: int) -> None:
+        super().__init__(num_rows, gate.num_experts)
+        self.gate = gate
+        self.scores = np.asarray(gate.scores, "float64")[None]
+
+    def fit(self, responsibilities: Array) -> None:
+        """Sets each weight to the mean responsibility."""
+        self.scores = np.log(np.maximum(responsibilities.mean(axis=0), 1e-30))[None]
+
+    def restart(self) -> None:
+        """Forgets the weights."""
+        self.scores = np.zeros_like(self.scores)
+
+    def write(self) -> None:
+        """Gives the scores to the gate."""
+        self.gate.scores.assign(log_softmax(self.scores)[0].astype("float32"))
+
+    def num_parameters(self) -> int:
+        """The weights sum to one."""
+        return self.scores.size - 1
+
+
+class LinearScores:
+    """A linear gate under a softmax: multinomial logistic regression on the responsibilities."""
+
+    exact = True
+
+    def __init__(self, mixture: "Mixture", dense: keras.layers.Dense, x: Any) -> None:
+        self.mixture = mixture
+        self.dense = dense
+        self.design = self._design(x)
+        values = [np.atleast_2d(np.asarray(value, "float64")) for value in dense.get_weights()]
+        self.coefficients = np.concatenate(values)
+
+    def _design(self, x: Any) -> Array:
+        part = tree.flatten(self.mixture._gate_part(x))
+        flat = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in part]
+        return with_intercept(np.concatenate(flat, axis=1), self.dense.use_bias)
+
+    def log_weights(self) -> Array:
+        """Returns log w of the training data, `(n, e)`."""
+        return log_softmax(self.design @ self.coefficients)
+
+    def on(self, x: Any) -> Array:
+        """Returns log w of other data, `(n, e)`."""
+        return log_softmax(self._design(x) @ self.coefficients)
+
+    def fit(self, responsibilities: Array) -> None:
+        """Climbs from the present coefficients, a few Newton steps at a time."""
+        self.coefficients = regression.softmax(
+            self.design,
+            responsibilities,
+            np.ones(len(self.design)),
+            self.coefficients,
+            max_iterations=5,
+        )
+
+    def restart(self) -> None:
+        """Forgets the coefficients."""
+        self.coefficients = np.zeros_like(self.coefficients)
+
+    def state(self) -> Any:
+        """Returns all parameters."""
+        return self.coefficients.copy()
+
+    def set_state(self, state: Any) -> None:
+        """Goes back to what `state` returned."""
+        self.coefficients = state.copy()
+
+    def write(self) -> None:
+        """Gives kernel and bias to the gate."""
+        values = self.coefficients.astype("float32")
+        self.dense.set_weights([values[:-1], values[-1]] if self.dense.use_bias else [values])
+
+    def num_parameters(self) -> int:
+        """One class of a softmax is free of charge."""
+        features, classes = self.coefficients.shape
+        return features * (classes - 1)
+
+
+class KerasGate:
+    """Any gate and router: weights are computed by Keras, the M-step is left to gradients."""
+
+    exact = False
+
+    def __init__(self, mixture: "Mixture", x: Any, batch_size: int | None) -> None:
+        self.mixture = mixture
+        self.x = x
+        self.batch_size = batch_size
+
+    def log_weights(self) -> Array:
+        """Returns log w of the training data, `(n, e)`."""
+        return self.on(self.x)
+
+    def on(self, x: Any) -> Array:
+        """Returns log w of other data, `(n, e)`."""
+        weights = np.asarray(self.mixture.gate_weights(x, batch_size=self.batch_size), "float64")
+        return np.log(np.maximum(weights, 1e-30))
+
+    def fit(self, responsibilities: Array) -> None:
+        """Gradient steps are taken elsewhere."""
+
+    def restart(self) -> None:
+        """Keeps the weights: a gate that knows nothing yet is as good as another."""
+
+    def state(self) -> Any:
+        """Returns all parameters."""
+        router = self.mixture.router
+        return self.mixture.gate.get_weights(), None if router is None else router.get_weights()
+
+    def set_state(self, state: Any) -> None:
+        """Goes back to what `state` returned."""
+        gate, router = state
+        self.mixture.gate.set_weights(gate)
+        if router is not None:
+            self.mixture.router.set_weights(router)
+
+    def write(self) -> None:
+        """The gate holds its weights already."""
+
+    def num_parameters(self) -> int:
+        """Returns how many numbers are fitted."""
+        return sum(int(np.prod(v.shape)) for v in self.mixture.gate.trainable_variables)
+
+
+def gate_of(
+    mixture: "Mixture", x: Any, batch_size: int | None
+) -> FixedGate | LinearScores | KerasGate:
+    """Returns the driver of a mixture's gate: closed form where it is constant or linear."""
+    gate, router = mixture.gate, mixture.router
+    leaves = tree.flatten(x)
+    arrays = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    plain = isinstance(router, Softmax) and router.from_logits and router.temperature == 1.0
+    if arrays and plain and isinstance(gate, ConstantGate):
+        if gate.learned:
+            return ConstantWeights(gate, len(leaves[0]))
+        return FixedGate(len(leaves[0]), mixture.num_experts)
+    dense = gate.dense if isinstance(gate, LinearGate) else dense_part(gate)
+    if dense is not None and arrays and mixture._about.routed_rank == 1:
+        scores = keras.activations.linear if plain else keras.activations.softmax
+        if (plain or router is None) and dense.activation is scores:
+            return LinearScores(mixture, dense, x)
+    return KerasGate(mixture, x, batch_size)
