@@ -38,6 +38,7 @@ from plait.mixture.specs import (
     specs_of,
 )
 from plait.mixture.telling import Telling
+from plait.ops.backend import compiles_loads
 from plait.ops.combine import merged_dtype
 from plait.ops.routing import Routing
 from plait.ops.shapes import merge
@@ -181,6 +182,7 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         sparse = self.router is not None and self.router.sparse
         rows = self._row_specs(fed, weights_shape) if sparse else None
         about.dispatches = rows is not None
+        self.supports_jit = not about.dispatches or compiles_loads()
         about.built_bank = self._build_bank(fed if rows is None else rows)
         check_rank_rule(weights_shape, self._output_specs(fed, scores))
         self.expert_layers = about.bank.layers

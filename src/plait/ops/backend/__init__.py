@@ -14,49 +14,25 @@ plait is written on `keras.ops` and on these:
   result a list of tensors `(n * k, …)`, with zeros where nobody was chosen.
 """
 
+import importlib
+
 import keras
 
 from plait.ops.backend.structure import Choices, inside, is_float, vectorized_map_with
 
-if keras.config.backend() == "jax":
-    from plait.ops.backend.jax import (
-        keep_gradient,
-        loops_are_faster,
-        map_choices,
-        take_rows,
-        unstack,
-        vectorize,
-    )
-elif keras.config.backend() == "torch":
-    from plait.ops.backend.torch import (
-        keep_gradient,
-        loops_are_faster,
-        map_choices,
-        take_rows,
-        unstack,
-        vectorize,
-    )
-elif keras.config.backend() == "tensorflow":
-    from plait.ops.backend.tensorflow import (
-        keep_gradient,
-        loops_are_faster,
-        map_choices,
-        take_rows,
-        unstack,
-        vectorize,
-    )
-else:
-    from plait.ops.backend.numpy import (
-        keep_gradient,
-        loops_are_faster,
-        map_choices,
-        take_rows,
-        unstack,
-        vectorize,
-    )
+_name = keras.config.backend()
+_native = importlib.import_module(
+    f"plait.ops.backend.{_name if _name in ('jax', 'tensorflow', 'torch') else 'numpy'}"
+)
+keep_gradient = _native.keep_gradient
+loops_are_faster = _native.loops_are_faster
+map_choices = _native.map_choices
+take_rows = _native.take_rows
+unstack = _native.unstack
 
 __all__ = [
     "Choices",
+    "compiles_loads",
     "is_float",
     "keep_gradient",
     "loads_are_known",
@@ -95,7 +71,7 @@ def vectorized_map(function, mapped, shared=None):
 
     ```
     """
-    return vectorized_map_with(vectorize, function, mapped, shared)
+    return vectorized_map_with(_native.vectorize, function, mapped, shared)
 
 
 def loads_are_known():
@@ -107,3 +83,14 @@ def loads_are_known():
         A boolean.
     """
     return keras.config.backend() in ("jax", "numpy") or not inside.get()
+
+
+def compiles_loads():
+    """Whether `jit_compile=True` takes loops over rows of dynamic number.
+
+    XLA on TensorFlow wants every shape; JAX is given padded segments, PyTorch does not compile.
+
+    Returns:
+        A boolean.
+    """
+    return keras.config.backend() != "tensorflow"
