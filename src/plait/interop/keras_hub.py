@@ -1,0 +1,220 @@
+"""KerasHub's mixtures of experts, run sparsely: each expert on the tokens that chose it."""
+
+import importlib.util
+from types import MethodType
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from plait.errors import message
+from plait.experts.alike import flat_layers
+from plait.mixture.forward import merge_chosen
+from plait.ops.balance import expert_load, load_balance
+from plait.ops.dispatch import apply_experts
+from plait.ops.routing import softmax, top_k
+
+__all__ = ["sparsify"]
+
+# What Keras and KerasHub compile on first use, and would go on using.
+_COMPILED = ("train_function", "test_function", "predict_function", "generate_function")
+
+
+class _Layout(NamedTuple):
+    """What one family calls its parts. The layers have no public classes; names are public.
+
+    Attributes:
+        router: Name of the layer that scores the experts.
+        shared: Names of the expert that every token visits and of its gate, or none.
+        loss: Attribute with the coefficient of the load-balance loss, or `None` without one.
+        tells_weights: Whether the block returns, beside its output, weights rather than scores.
+    """
+
+    router: str
+    shared: tuple[str, ...] = ()
+    loss: str | None = None
+    tells_weights: bool = False
+
+
+# By the class of the block. An unknown class is left as it is: its routing may differ.
+_LAYOUTS = {
+    "GptOssSparseMoeBlock": _Layout("router_dense", tells_weights=True),
+    "MixtralSparseMoeBlock": _Layout("sparse_feedforward_gate_dense", loss="router_aux_loss_coef"),
+    "Qwen3SparseMoeBlock": _Layout(
+        "sparse_feedforward_gate_dense", loss="router_aux_loss_coefficient"
+    ),
+    "QwenSparseMoeBlock": _Layout(
+        "sparse_feedforward_gate_dense",
+        shared=("shared_expert_dense", "shared_expert_gate_dense"),
+        loss="router_aux_loss_coefficient",
+    ),
+}
+
+
+def sparsify(model: keras.Model) -> keras.Model:
+    """Makes a KerasHub model run each expert on the tokens that chose it, and on no others.
+
+    KerasHub's Mixtral, Qwen-MoE, Qwen3-MoE and gpt-oss run every expert on every token, and weigh
+    most results by zero. After this call the same model, with the same weights, gives the same
+    numbers, gradients and load-balance loss at the cost of the chosen experts; no token is
+    dropped, however skewed the load. Routing weights are computed in float32 or better, so under
+    half precision they are a little more exact than KerasHub's.
+
+    The model is changed in place: `fit`, `predict` and `generate` run sparsely from now on, also
+    where they had been compiled. What is saved is an ordinary KerasHub model: neither the config
+    nor the weights know of the change, so a file loads without plait, runs every expert again,
+    and may be sparsified again. A copy made by `keras.models.clone_model` is not sparse either.
+
+    On TensorFlow the sparse loop does not run under XLA: on a GPU, compile the model with
+    `jit_compile=False`.
+
+    Args:
+        model: A KerasHub backbone, a task such as `MixtralCausalLM`, or any Keras model that
+            holds one. A model that is sparse already stays as it is.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ImportError: If KerasHub is not installed.
+        ValueError: If the model holds no block of these families.
+
+    Example:
+    ```python
+    import keras_hub
+    import plait.interop.keras_hub
+
+    model = keras_hub.models.MixtralCausalLM.from_preset("mixtral_8_instruct_7b_en")
+    plait.interop.keras_hub.sparsify(model)
+    model.generate("To weave is to", max_length=64)
+    ```
+    """
+    if importlib.util.find_spec("keras_hub") is None:
+        raise ImportError(
+            message(
+                "plait.interop.keras_hub needs KerasHub",
+                "no such package",
+                "pip install plait[hub]",
+            )
+        )
+    layers = flat_layers(model)
+    blocks = [layer for layer in layers if type(layer).__name__ in _LAYOUTS]
+    if not blocks:
+        raise ValueError(
+            message(
+                "`sparsify` takes a KerasHub model of the Mixtral, Qwen-MoE, Qwen3-MoE or gpt-oss "
+                "family, with at least one mixture-of-experts block",
+                f"{model.name!r} of type {type(model).__name__}, which has none",
+                "Pass such a backbone or task; for other models put plait.Mixture in their place",
+            )
+        )
+    for block in blocks:
+        # An attribute on the one object, and no subclass: the decoder asks for the block's class.
+        block.call = MethodType(_call, block)
+    for layer in layers:
+        for name in _COMPILED:
+            if getattr(layer, name, None) is not None:
+                setattr(layer, name, None)
+    return model
+
+
+def _call(
+    block: Any, hidden_states: Any, attention_mask: Any = None, training: Any = None
+) -> tuple[Any, Any]:
+    """Stands in for a block's `call`.
+
+    Args:
+        block: The block.
+        hidden_states: Tensor `(b, t, d)`.
+        attention_mask: `None`, or which tokens count in the load-balance loss: `(b, t)`, or
+            `(b, t, s)` where a token counts that attends to anything.
+        training: As in Keras.
+
+    Returns:
+        Tensor `(b, t, d)`, and scores or weights `(b · t, e)` as the family tells them.
+    """
+    layout = _LAYOUTS[type(block).__name__]
+    parts = {layer.name: layer for layer in flat_layers(block)}
+    _check_jitter(block, training)
+    tokens = ops.reshape(hidden_states, (-1, block.hidden_dim))
+    scores = parts[layout.router](tokens)
+    routing = top_k(scores, block.top_k, renormalize=getattr(block, "norm_top_k_prob", True))
+    outputs = _run_chosen(parts["experts"], tokens, routing.indices, block.num_experts)
+    out = merge_chosen(routing.weights, routing.indices, outputs, block.compute_dtype)
+    if layout.shared:
+        expert, gate = (parts[name] for name in layout.shared)
+        out = out + expert(tokens) * ops.sigmoid(gate(tokens))
+    if training and layout.loss is not None:
+        mask = _token_mask(attention_mask)
+        term = load_balance(softmax(scores), expert_load(routing, mask), mask)
+        block.add_loss(getattr(block, layout.loss) * term)
+    told = ops.cast(routing.weights, out.dtype) if layout.tells_weights else scores
+    return ops.reshape(out, ops.shape(hidden_states)), told
+
+
+def _run_chosen(experts: Any, tokens: Any, indices: Any, num_experts: int) -> Any:
+    """Runs each expert on the tokens that chose it, by the arithmetic of KerasHub's own layer.
+
+    Args:
+        experts: The layer; maps `(r, d)` to `(e, r, d)` for whatever `e` its variables have.
+        tokens: Tensor `(n, d)`.
+        indices: int32 `(n, k)`.
+        num_experts: `e`.
+
+    Returns:
+        Tensor `(n, k, d)`.
+    """
+    variables = experts.variables
+
+    def one(values: list[Any], rows: Any, segment: Any) -> Any:
+        del segment
+        cast = [ops.cast(value[None], experts.compute_dtype) for value in values]
+        return type(experts).call(_OneExpert(experts, variables, cast), rows)[0]
+
+    values = [variable.value for variable in variables]
+    return apply_experts(one, values, tokens, indices, num_experts=num_experts)
+
+
+class _OneExpert:
+    """Passes for the layer of all experts in its own `call`, with the variables of one expert.
+
+    So nothing is known here of what an expert computes, or of how its variables are called and
+    laid out behind their first axis.
+
+    Args:
+        experts: The layer.
+        variables: Its variables.
+        values: What stands in for each, a tensor `(1, …)`.
+    """
+
+    def __init__(self, experts: Any, variables: list[Any], values: list[Any]) -> None:
+        self.experts = experts
+        self.instead = {id(v): value for v, value in zip(variables, values, strict=True)}
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns the layer's attribute, or what stands in for it."""
+        value = getattr(self.experts, name)
+        return self.instead.get(id(value), value)
+
+
+def _token_mask(attention_mask: Any) -> Any:
+    """Returns bool `(b · t,)`, or `None`."""
+    if attention_mask is None:
+        return None
+    mask = ops.cast(attention_mask, "bool")
+    if len(mask.shape) == 3:
+        mask = ops.any(mask, axis=-1)
+    return ops.reshape(mask, (-1,))
+
+
+def _check_jitter(block: Any, training: Any) -> None:
+    noise = getattr(block, "router_jitter_noise", 0.0)
+    if training and noise > 0:
+        raise ValueError(
+            message(
+                "`router_jitter_noise` must be 0 in training: KerasHub's own block cannot draw "
+                "that noise, so there is nothing to be equal to",
+                f"router_jitter_noise={noise}",
+                "Build the backbone with router_jitter_noise=0.0",
+            )
+        )
