@@ -25,11 +25,13 @@ def prepare() -> None:
         installed = [name for name in _PACKAGES if importlib.util.find_spec(_PACKAGES[name])]
         if _configured() not in installed and installed:
             os.environ["KERAS_BACKEND"] = installed[0]
-    if "keras" not in sys.modules:
-        # Keras imports TensorFlow wherever it is installed, on every backend, and no setting
-        # silences what it writes while it starts.
+    if "tensorflow" not in sys.modules and importlib.util.find_spec("tensorflow"):
+        # Wherever TensorFlow is installed Keras imports it sooner or later, on every backend, to
+        # seed it or to ask whether an object is its own; no setting silences its greeting.
         with _no_stderr():
-            import keras  # noqa: F401
+            import keras
+
+            keras.utils.set_random_seed(0)
 
 
 @contextlib.contextmanager
