@@ -204,6 +204,14 @@ def test_straight_through_is_one_hot_with_the_gradient_of_the_probabilities(rng)
     np.testing.assert_allclose(gradient, cotangent, atol=1e-6)
 
 
+def test_a_single_expert_has_weight_one_and_no_gradient():
+    for function in (routing.softmax, lambda s: routing.top_k(s, 1).weights, routing.sparsemax):
+        value, (gradient,) = value_and_gradients(
+            lambda s, function=function: ops.sum(function(s)), [np.array([[-3.0]], "float32")]
+        )
+        assert (float(value), float(gradient[0, 0])) == (1, 0)
+
+
 def test_probabilities_of_zero_have_finite_logits():
     weights = routing.softmax(routing.log_probabilities(np.array([[0.0, 0.25, 0.75]], "float32")))
     np.testing.assert_allclose(ops.convert_to_numpy(weights), [[0, 0.25, 0.75]], atol=1e-6)

@@ -44,7 +44,11 @@ def softmax(logits: Any, temperature: Any = 1.0) -> Any:
     [0.25, 0.75]
     """
     logits = at_least_float32(logits)
-    return ops.softmax(_below_top(logits) / ops.cast(temperature, logits.dtype), axis=-1)
+    scores = _below_top(logits) / ops.cast(temperature, logits.dtype)
+    if scores.shape[-1] == 1:  # Keras warns of a softmax over one number
+        powers = ops.exp(scores)
+        return powers / powers
+    return ops.softmax(scores, axis=-1)
 
 
 def log_probabilities(probabilities: Any) -> Any:

@@ -173,7 +173,7 @@ class KerasGate:
         """Goes back to what `state` returned."""
         gate, router = state
         self.mixture.gate.set_weights(gate)
-        if router is not None:
+        if router is not None and self.mixture.router is not None:
             self.mixture.router.set_weights(router)
 
     def write(self) -> None:

@@ -1,6 +1,7 @@
 """Weighted regressions to convergence, in NumPy float64: M-steps of linear experts and gates."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,9 +141,7 @@ def _by_unit(
     value: Callable[[int, Array], float], step: Callable[[int, Array], Array], start: Array
 ) -> Array:
     columns = [
-        _ascend(
-            lambda b, unit=unit: value(unit, b), lambda b, unit=unit: step(unit, b), start[:, unit]
-        )
+        _ascend(partial(value, unit), partial(step, unit), start[:, unit])
         for unit in range(start.shape[1])
     ]
     return np.stack(columns, axis=1)

@@ -1,0 +1,250 @@
+"""EM: published likelihoods, a likelihood that never falls, and what it leaves behind."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+from keras import ops
+
+import plait
+from plait.training import EMResult, choose_num_experts, fit_em
+from plait.training.regression import log_softmax, with_intercept
+
+# GNP per head (thousand US dollars) and CO2 emissions per head (tonnes) of 28 countries in 1996:
+# the data set CO2data of the R package mixtools, after Hurn, Justel and Robert (2003).
+CO2 = np.loadtxt(Path(__file__).parent / "co2.csv", delimiter=",", skiprows=1, dtype="float32")
+
+ACTIVATIONS = {
+    "gaussian": None,
+    "poisson": "exponential",
+    "bernoulli": "sigmoid",
+    "categorical": "softmax",
+}
+
+
+def draw(family, rng, rows=60, units=1):
+    """Data of no mixture in particular: EM must climb on any."""
+    x = rng.normal(size=(rows, 2)).astype("float32")
+    scores = x @ rng.normal(size=(2, units)) + rng.normal(size=(rows, units))
+    y = {
+        "gaussian": lambda: scores,
+        "poisson": lambda: rng.poisson(np.exp(0.5 * scores)),
+        "bernoulli": lambda: (scores > 0).astype(int),
+        "categorical": lambda: np.digitize(scores[:, 0], [-0.5, 0.5]),
+    }[family]()
+    return x, np.asarray(y, "float32")
+
+
+def mixture(family, num_experts, gate=None, units=1):
+    units = 3 if family == "categorical" else units
+    expert = keras.layers.Dense(units, activation=ACTIVATIONS[family])
+    return plait.Mixture(expert, num_experts=num_experts, gate=gate)
+
+
+@pytest.mark.filterwarnings("ignore:Experts .* explain next to nothing")  # random data, few rows
+@pytest.mark.parametrize("family", ACTIVATIONS)
+def test_the_likelihood_never_falls_on_random_problems(family, rng):
+    """Fifty problems over the four families; also with two targets, and both kinds of gate."""
+    for problem in range(13):
+        units = 2 if problem % 3 == 2 else 1
+        mix = mixture(family, 2 + problem % 2, "constant" if problem % 2 else None, units)
+        x, y = draw(family, rng, units=1 if family == "categorical" else units)
+        found = fit_em(mix, x, y, family=family, restarts=1, max_iterations=25, verbose=0)
+        steps = np.diff(found.history["log_likelihood"])
+        assert len(steps) > 0
+        assert (steps >= 0).all()
+
+
+def test_the_published_likelihood_of_the_co2_data_is_reached():
+    """mixtools: two linear Gaussian experts, constant weights, log-likelihood −66.93977."""
+    x, y = CO2[:, :1], CO2[:, 1]
+    mix = mixture("gaussian", 2, "constant")
+    found = fit_em(mix, x, y, restarts=20, tol=1e-8, seed=0, verbose=0)
+    assert found.log_likelihood == pytest.approx(-66.93977, abs=1e-3)
+    there = np.isclose(found.restarts, -66.93977, atol=1e-3)
+    assert there.sum() >= 5  # 12 of 20 with this seed
+    assert found.converged
+    assert not found.dead
+    assert sorted(found.scales) == pytest.approx([0.8094, 2.0493], abs=1e-3)
+    assert found.num_parameters == 7
+    assert found.bic == pytest.approx(-2 * found.log_likelihood + 7 * np.log(28))
+    assert found.icl > found.bic
+
+
+def test_afterwards_the_mixture_is_what_was_fitted(rng):
+    x, y = CO2[:, :1], CO2[:, 1]
+    experts = [keras.layers.Dense(1), keras.layers.Dense(1)]
+    mix = plait.Mixture(experts, gate="constant")
+    found = mix.fit_em(x, y, restarts=5, tol=1e-8, seed=0, verbose=0)
+    assert isinstance(found, EMResult)
+    assert mix.evaluate(x, y, verbose=0) == pytest.approx(-found.log_likelihood / 28, rel=1e-5)
+    weights = np.asarray(mix.gate_weights(x))
+    density = scipy.stats.norm.pdf(
+        y[:, None], np.asarray(mix.expert_outputs(x))[..., 0], found.scales
+    )
+    joint = weights * density
+    assert np.log(joint.sum(axis=1)).sum() == pytest.approx(found.log_likelihood, abs=1e-3)
+    np.testing.assert_allclose(
+        mix.responsibilities(x, y), joint / joint.sum(axis=1, keepdims=True), atol=1e-4
+    )
+    blend = (weights[..., None] * np.asarray(mix.expert_outputs(x))).sum(axis=1)
+    np.testing.assert_allclose(mix.predict(x, verbose=0), blend, rtol=1e-4)
+    for i, expert in enumerate(experts):
+        outputs = ops.convert_to_numpy(expert(x))
+        np.testing.assert_allclose(outputs, np.asarray(mix.expert_outputs(x))[:, i], rtol=1e-4)
+
+
+def test_poisson_experts_under_a_softmax_gate_reach_a_maximum(rng):
+    """No direction climbs from where EM ends: SciPy, started there, gains nothing."""
+    x = rng.normal(size=(300, 1)).astype("float32")
+    left = rng.random(300) < 1 / (1 + np.exp(-3 * x[:, 0]))
+    y = rng.poisson(np.exp(np.where(left, 0.5 + 0.8 * x[:, 0], 2.0 - 0.5 * x[:, 0])))
+    mix = mixture("poisson", 2)
+    found = fit_em(
+        mix, x, y, family="poisson", restarts=3, tol=1e-9, max_iterations=3000, seed=0, verbose=0
+    )
+    design = with_intercept(x)
+
+    def negative(parameters):
+        experts, gate = parameters[:4].reshape(2, 2), parameters[4:].reshape(2, 2)
+        densities = scipy.stats.poisson.logpmf(y[:, None], np.exp(design @ experts))
+        return -np.logaddexp.reduce(log_softmax(design @ gate) + densities, axis=1).sum()
+
+    kernels = [np.concatenate([np.ravel(v) for v in mix.expert(i).get_weights()]) for i in (0, 1)]
+    start = np.concatenate(
+        [np.stack(kernels, axis=1).ravel(), np.vstack(mix.gate.get_weights()).ravel()]
+    )
+    assert negative(start) == pytest.approx(-found.log_likelihood, abs=1e-3)
+    assert scipy.optimize.minimize(negative, start).fun == pytest.approx(
+        -found.log_likelihood, abs=1e-3
+    )
+    assert found.num_parameters == 6
+
+
+def test_scales_that_are_given_are_kept():
+    x, y = CO2[:, :1], CO2[:, 1]
+    mix = mixture("gaussian", 2, "constant")
+    family = plait.losses.families.Gaussian(scale=[2.0, 0.8])
+    found = fit_em(mix, x, y, family=family, restarts=30, seed=0, verbose=0)
+    assert found.scales is None
+    assert found.num_parameters == 5
+    assert -67.1 < found.log_likelihood < -66.9398
+
+
+def test_experts_that_read_different_inputs(rng):
+    inputs = {"a": rng.normal(size=(80, 1)), "b": rng.normal(size=(80, 2))}
+    y = np.where(rng.random(80) < 0.5, 2 * inputs["a"][:, 0], inputs["b"].sum(axis=1))
+    y = y + 0.1 * rng.normal(size=80)
+    mix = plait.Mixture(
+        [keras.layers.Dense(1), keras.layers.Dense(1, use_bias=True)],
+        gate="uniform",
+        expert_inputs=["a", "b"],
+    )
+    inputs = {key: value.astype("float32") for key, value in inputs.items()}
+    found = fit_em(mix, inputs, y, restarts=5, seed=0, verbose=0)
+    assert found.scales == pytest.approx([0.1, 0.1], abs=0.05)
+    assert found.num_parameters == 2 + 3 + 2
+
+
+def small_network():
+    return keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(6, activation="tanh"), keras.layers.Dense(1)]
+    )
+
+
+@pytest.mark.parametrize("gate", [None, "deep"])
+def test_deep_experts_climb_by_gradients_and_never_fall(gate, rng):
+    keras.utils.set_random_seed(0)
+    x = rng.uniform(-1, 1, size=(96, 1)).astype("float32")
+    y = np.where(x > 0, np.sin(4 * x), x**2).astype("float32")
+    if gate == "deep":
+        gate = keras.Sequential(
+            [keras.Input((1,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2, "softmax")]
+        )
+    mix = plait.Mixture([small_network(), small_network()], gate=gate)
+    found = fit_em(
+        mix, x, y, max_iterations=6, epochs=4, learning_rate=0.02, validation_data=(x, y), verbose=0
+    )
+    climb = found.history["log_likelihood"]
+    assert (np.diff(climb) >= 0).all()
+    assert climb[-1] > climb[0] + 10
+    np.testing.assert_allclose(found.history["val_log_likelihood"], climb, rtol=1e-4)
+    assert mix.evaluate(x, y, verbose=0) == pytest.approx(-found.log_likelihood / 96, rel=1e-3)
+
+
+def test_linear_experts_under_a_deep_gate_climb(rng):
+    keras.utils.set_random_seed(0)
+    x = rng.uniform(-1, 1, size=(96, 1)).astype("float32")
+    y = np.where(np.abs(x) > 0.5, 2 * x, -x) + 0.05 * rng.normal(size=x.shape)
+    gate = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(2, "softmax")]
+    )
+    mix = plait.Mixture([keras.layers.Dense(1), keras.layers.Dense(1)], gate=gate)
+    found = fit_em(mix, x, y, restarts=1, max_iterations=6, epochs=4, seed=0, verbose=0)
+    steps = np.diff(found.history["log_likelihood"])
+    assert len(steps) > 1
+    assert (steps >= 0).all()
+    assert mix.evaluate(x, y, verbose=0) == pytest.approx(-found.log_likelihood / 96, rel=1e-3)
+
+
+def test_an_expert_that_explains_nothing_is_reported(rng):
+    """Three experts for eight rows on one line: some scale shrinks, some expert is left idle."""
+    x = np.linspace(-1, 1, 8, dtype="float32")[:, None]
+    mix = mixture("gaussian", 3, "constant")
+    with pytest.warns(UserWarning, match=r"Experts \[.*\] of 'mixture.*' explain next to nothing"):
+        found = fit_em(mix, x, 2 * x, restarts=2, seed=0, verbose=0)
+    assert found.dead
+
+
+def two_lines(rng):
+    x = rng.uniform(-1, 1, size=(120, 1)).astype("float32")
+    side = np.where(rng.random((120, 1)) < 0.5, 1.0, -1.0)
+    return x, side * (1 + x) + 0.1 * rng.normal(size=(120, 1))
+
+
+@pytest.mark.parametrize("criterion", ["bic", "icl"])
+@pytest.mark.filterwarnings("ignore:Experts .* explain next to nothing")  # three where two do
+def test_the_number_of_experts_is_found(criterion, rng):
+    x, y = two_lines(rng)
+    found = choose_num_experts(
+        lambda e: mixture("gaussian", e, "constant"),
+        x,
+        y,
+        (1, 2, 3),
+        criterion=criterion,
+        restarts=5,
+        seed=0,
+        verbose=0,
+    )
+    assert found.num_experts == 2
+    assert found.mixture.num_experts == 2
+    assert sorted(found.results) == [1, 2, 3]
+
+
+def test_progress_is_shown(rng, capsys):
+    x, y = two_lines(rng)
+    fit_em(mixture("gaussian", 2), x, y, restarts=2, max_iterations=2, seed=0)
+    assert "log_likelihood" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda x, y: fit_em(mixture("gaussian", 2), x, y, restarts=0), "restarts=0"),
+        (lambda x, y: fit_em(mixture("gaussian", 2), x, y, max_iterations=0), "max_iterations=0"),
+        (
+            lambda x, y: fit_em(
+                plait.Mixture([keras.layers.Dense(1)] * 1, keras.layers.Dense(1)), x[None], y[None]
+            ),
+            r"weights of shape \(None, 120, 1\)|weights of shape \(1, 120, 1\)",
+        ),
+        (lambda x, y: choose_num_experts(None, x, y, ()), r"candidates=\[\]"),
+        (lambda x, y: choose_num_experts(None, x, y, criterion="aic"), "Received: 'aic'"),
+    ],
+)
+def test_a_wrong_argument_is_named(make, match, rng):
+    with pytest.raises(ValueError, match=match):
+        make(*two_lines(rng))
