@@ -50,7 +50,7 @@ def test_report_scores_a_table_and_writes_a_page(plait, fitted, printed, tmp_pat
     assert [row["name"] for row in found["scores"]] == [
         row["name"] for row in printed["kind"]["scores"]
     ]
-    assert "240 rows, 3 experts" in page.read_text()
+    assert "t.csv (240 rows)\nwith 3 experts." in page.read_text()
 
 
 def test_report_finds_the_truth_in_a_column_of_another_name(plait, fitted, mixed, tmp_path):

@@ -25,7 +25,8 @@ from plait.tables import (
     load_keras,
 )
 
-_FLOOR = 1e-4  # constant weights below this start from it: a weight of 0 could never grow
+_EVEN = 0.1  # part of the gate's start that is shared evenly: a weight of 0 could never grow
+_TINY = 1e-6  # what a constant weight of 0 becomes as a score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +99,9 @@ def run(options: BlendOptions) -> Result:
     model = assemble(mixture, schema, encode=False)
     seen = parts.seen
     reference = choose(model.expert_outputs(seen.x), seen.y, schema.task)
-    start = np.log(np.maximum(reference.weights, _FLOOR))
-    last.set_weights([*last.get_weights()[:-1], start])
-    if options.gate != "constant":
-        kept = _learn(model, parts, options)
-        if not kept:
-            remarks.print("No gate beat the best constant weights on held-out rows: these it is.")
+    _set_constant(last, reference.weights)
+    if options.gate != "constant" and not _learn(model, last, reference.weights, parts, options):
+        remarks.print("No gate beat the best constant weights on held-out rows: these it is.")
 
     names = [expert.name for expert in experts]
     model = with_baseline(model, reference, names)
@@ -136,8 +134,22 @@ def build_gate(
     return model, last
 
 
-def _learn(model: TableModel, parts: Parts, options: BlendOptions) -> bool:
-    """Trains the gate from the best constant weights on; returns whether it got any better."""
+def _set_constant(last: keras.layers.Layer, weights: np.ndarray) -> None:
+    """Makes a gate whose last kernel is still zero give these weights everywhere."""
+    last.set_weights([last.get_weights()[0], np.log(np.maximum(weights, _TINY))])
+
+
+def _learn(
+    model: TableModel,
+    last: keras.layers.Layer,
+    constant: np.ndarray,
+    parts: Parts,
+    options: BlendOptions,
+) -> bool:
+    """Trains the gate from near the best constant weights on; returns whether it got any better.
+
+    If it did not, on the rows held out for early stopping, the constant weights stay.
+    """
     mixture, task = model.mixture, model.schema.task
     spread = 1.0 if task == "classification" else float(np.std(parts.train.y)) or 1.0
     before = mixture.get_weights()
@@ -148,6 +160,7 @@ def _learn(model: TableModel, parts: Parts, options: BlendOptions) -> bool:
         return float(losses(found, parts.valid.y, task).mean()) / spread**2
 
     start = held_out()
+    _set_constant(last, (1.0 - _EVEN) * constant + _EVEN / len(constant))
     train(
         mixture.fit_gate,
         options.epochs,

@@ -23,7 +23,7 @@ def run(
     found = gather(model._replace(schema=schema), rows.x, rows.y, rows.frame)
     name = f"{data} ({len(rows.y):,} rows)"
     with replacing(output) as beside:
-        beside.write_text(render(found, model_path.name, str(data)), encoding="utf-8")
+        beside.write_text(render(found, model_path.name, name), encoding="utf-8")
     facts = {"task": schema.task, "target": schema.target, "rows": {"scored": len(rows.y)}}
     return Result(found.scores, name, facts, [str(output)])
 

@@ -25,13 +25,15 @@ def prepare() -> None:
         installed = [name for name in _PACKAGES if importlib.util.find_spec(_PACKAGES[name])]
         if _configured() not in installed and installed:
             os.environ["KERAS_BACKEND"] = installed[0]
-    if "tensorflow" not in sys.modules and importlib.util.find_spec("tensorflow"):
+    if importlib.util.find_spec("tensorflow"):
         # Wherever TensorFlow is installed Keras imports it sooner or later, on every backend, to
-        # seed it or to ask whether an object is its own; no setting silences its greeting.
+        # seed it or to ask whether an object is its own; no setting silences its greeting, nor
+        # what it says of devices at its first tensor.
         with _no_stderr():
             import keras
 
             keras.utils.set_random_seed(0)
+            keras.ops.zeros(1)
 
 
 @contextlib.contextmanager

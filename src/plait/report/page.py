@@ -36,7 +36,7 @@ def render(facts: Facts, model_name: str, data_name: str) -> str:
     Args:
         facts: From `gather`.
         model_name: What to call the model.
-        data_name: What to call the table it was scored on.
+        data_name: What to call the table it was scored on, with its number of rows.
     """
     try:
         import jinja2
