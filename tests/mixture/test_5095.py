@@ -177,7 +177,7 @@ def test_one_step_of_training_gives_equal_weights(spelling, data, recipe_after_o
 
 def test_the_weights_of_the_gate_are_shown(data):
     x, _ = data
-    mix, weights, gate = mixture()
+    mix, _, gate = mixture()
     shown = mix.gate_weights(x)
     kernel, bias = gate.get_weights()
     scores = np.exp(x.astype("float64") @ kernel + bias)

@@ -50,9 +50,3 @@ class About:
     def brought_by_user(self) -> bool:
         """Whether the gate is a layer that the caller made."""
         return isinstance(self.gate, keras.layers.Layer)
-
-    @property
-    def routed_rank(self) -> int:
-        """How many axes the weights have before the last."""
-        assert self.weights_shape is not None
-        return len(self.weights_shape) - 1

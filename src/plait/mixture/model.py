@@ -38,7 +38,7 @@ from plait.mixture.specs import (
     specs_of,
 )
 from plait.mixture.telling import Telling
-from plait.ops.backend import compiles_loads
+from plait.ops.backend import compiles_loads, outside_of_graphs
 from plait.ops.combine import merged_dtype
 from plait.ops.routing import Routing
 from plait.ops.shapes import merge
@@ -174,6 +174,11 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         about = self._about
         if about.built_bank is not None:  # built early, for the input that the experts know
             return
+        with outside_of_graphs():  # `predict` may be the first to call, inside a trace
+            self._build(input_shape)
+
+    def _build(self, input_shape: Any) -> None:
+        about = self._about
         about.input_shape = input_shape
         inputs = specs_of(input_shape, about.input_dtype)
         scores = self._build_gate(inputs)
@@ -232,9 +237,10 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
     def _output_specs(self, fed: Any, weights: keras.KerasTensor) -> Any:
         """Returns the experts' common output specs, checked to agree."""
         about = self._about
-        if not about.dispatches or about.routed_rank == 1:
+        rank = len(weights.shape) - 1
+        if not about.dispatches or rank == 1:
             return check_agreement(about.bank.output_specs(fed))
-        rows = [as_rows(part, about.routed_rank) for part in fed]
+        rows = [as_rows(part, rank) for part in fed]
         return tree.map_structure(
             lambda spec: keras.KerasTensor((*weights.shape[:-1], *spec.shape[1:]), spec.dtype),
             check_agreement(about.bank.output_specs(rows)),
@@ -292,8 +298,10 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         """Runs every expert."""
         about = self._about
         fed, masks = self._fed(inputs, mask)
-        if about.dispatches and about.routed_rank > 1:
-            folded = [fold_rows(part, about.routed_rank) for part in fed]
+        # Experts built for one step may have built the mixture, before it is called on sequences.
+        rank = len(routing.weights.shape) - 1
+        if about.dispatches and rank > 1:
+            folded = [fold_rows(part, rank) for part in fed]
             outputs, _ = about.bank.run_all(folded, None, training)
             outputs = tree.map_structure(
                 lambda leaf: ops.reshape(
@@ -309,7 +317,7 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
     def _call_chosen(self, routing: Routing, inputs: Any, training: bool, mask: Any) -> Any:
         """Runs each expert on the rows that chose it."""
         about = self._about
-        rank = about.routed_rank
+        rank = len(routing.weights.shape) - 1
         fed, masks = self._fed(inputs, mask)
         weights = fold_rows(routing.weights, rank)
         indices = fold_rows(chosen_experts(routing), rank)

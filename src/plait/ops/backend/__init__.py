@@ -7,6 +7,7 @@ plait is written on `keras.ops` and on these:
 - `unstack`: slices whose gradient is one stack;
 - `keep_gradient`: what has no gradient where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
+- `outside_of_graphs`: where a layer that is first called in a trace is built;
 - `take_rows`: rows by number, with a gradient that gathers too;
 - `map_choices(function, variables, leaves, choices)`: each expert on the rows that chose it,
   whatever the load. `function` maps `(variables_of_one_expert, rows, segment)` to a list of
@@ -27,6 +28,7 @@ _native = importlib.import_module(
 keep_gradient = _native.keep_gradient
 loops_are_faster = _native.loops_are_faster
 map_choices = _native.map_choices
+outside_of_graphs = _native.outside_of_graphs
 take_rows = _native.take_rows
 unstack = _native.unstack
 
@@ -38,6 +40,7 @@ __all__ = [
     "loads_are_known",
     "loops_are_faster",
     "map_choices",
+    "outside_of_graphs",
     "take_rows",
     "unstack",
     "vectorized_map",

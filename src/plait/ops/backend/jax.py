@@ -1,6 +1,7 @@
 """The seam on JAX."""
 
 import math
+from contextlib import nullcontext as outside_of_graphs
 from itertools import compress
 
 import jax
@@ -8,7 +9,15 @@ import jax.numpy as jnp
 
 from plait.ops.backend.structure import by_sorted_rows, inside, is_float, partition
 
-__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = [
+    "keep_gradient",
+    "loops_are_faster",
+    "map_choices",
+    "outside_of_graphs",
+    "take_rows",
+    "unstack",
+    "vectorize",
+]
 
 
 def vectorize(function, tensors):

@@ -1,10 +1,20 @@
 """The seam on NumPy, which has no gradients: loops."""
 
+from contextlib import nullcontext as outside_of_graphs
+
 import numpy as np
 
 from plait.ops.backend.structure import by_sorted_rows
 
-__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = [
+    "keep_gradient",
+    "loops_are_faster",
+    "map_choices",
+    "outside_of_graphs",
+    "take_rows",
+    "unstack",
+    "vectorize",
+]
 
 
 def vectorize(function, tensors):

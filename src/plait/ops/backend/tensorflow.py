@@ -6,7 +6,18 @@ import tensorflow as tf
 
 from plait.ops.backend.structure import by_sorted_rows, is_float, partition
 
-__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = [
+    "keep_gradient",
+    "loops_are_faster",
+    "map_choices",
+    "outside_of_graphs",
+    "take_rows",
+    "unstack",
+    "vectorize",
+]
+
+# Variables made here get their first values at once, also while TensorFlow traces.
+outside_of_graphs = tf.init_scope
 
 
 def vectorize(function, tensors):
@@ -112,36 +123,39 @@ def map_segments(function, variables, rows, offsets):
     weights, other_weights, merge_weights = partition([tf.identity(v) for v in variables])
     inputs, other_inputs, merge_inputs = partition(rows)
     num_rows = tf.shape(rows[0])[0]
-    used = tf.where(offsets[1:] > offsets[:-1])[:, 0]
-    # Where nobody was chosen, one call on no rows gives the outputs their shape.
-    used = tf.cond(tf.size(used) > 0, lambda: used, lambda: tf.zeros([1], used.dtype))
-    used = tf.cast(used, "int32")
+    used = tf.cast(tf.where(offsets[1:] > offsets[:-1])[:, 0], "int32")
     num_used = tf.size(used)
+    # Where nobody was chosen, one call gives the outputs their shape. It sees one row, which is cut
+    # off again: on no rows, Keras takes what a residual block adds for a bias.
+    called = tf.cond(num_used > 0, lambda: used, lambda: tf.zeros([1], "int32"))
+    num_called = tf.size(called)
 
     def segment(expert):
         """What an expert holds and is fed: its variables and its rows."""
         start, end = offsets[expert], offsets[expert + 1]
         held = tf.nest.map_structure(lambda w: w[expert], (weights, other_weights))
-        fed = tf.nest.map_structure(lambda x: x[start:end], (inputs, other_inputs))
+        last = tf.maximum(end, start + 1)
+        fed = tf.nest.map_structure(lambda x: x[start:last], (inputs, other_inputs))
         return start, end, held, fed
 
     def call(i):
-        _, _, held, fed = segment(used[i])
-        return function(merge_weights(*held), merge_inputs(*fed), used[i])
+        start, end, held, fed = segment(called[i])
+        values = function(merge_weights(*held), merge_inputs(*fed), called[i])
+        return [value[: end - start] for value in values]
 
     @tf.custom_gradient
     def run(*floats):
         del floats  # the same tensors, seen from outside
         # The first call stands before the loop and tells what the outputs are.
         first = call(0)
-        arrays = [_array(num_used, value.dtype, [None, *value.shape[1:]]) for value in first]
+        arrays = [_array(num_called, value.dtype, [None, *value.shape[1:]]) for value in first]
         arrays = [array.write(0, value) for array, value in zip(arrays, first, strict=True)]
 
         def body(i, arrays):
             values = call(i)
             return i + 1, [a.write(i, v) for a, v in zip(arrays, values, strict=True)]
 
-        _, filled = tf.while_loop(lambda i, _: i < num_used, body, (1, arrays))
+        _, filled = tf.while_loop(lambda i, _: i < num_called, body, (1, arrays))
         results = [_fill(array.concat(), num_rows) for array in filled]
         differentiable = [value.dtype.is_floating for value in first]
 

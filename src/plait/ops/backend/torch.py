@@ -1,5 +1,6 @@
 """The seam on PyTorch."""
 
+from contextlib import nullcontext as outside_of_graphs
 from itertools import pairwise
 
 import torch
@@ -8,7 +9,15 @@ from torch.overrides import TorchFunctionMode
 
 from plait.ops.backend.structure import is_float
 
-__all__ = ["keep_gradient", "loops_are_faster", "map_choices", "take_rows", "unstack", "vectorize"]
+__all__ = [
+    "keep_gradient",
+    "loops_are_faster",
+    "map_choices",
+    "outside_of_graphs",
+    "take_rows",
+    "unstack",
+    "vectorize",
+]
 
 
 class _KerasInsideVmap(TorchFunctionMode):
