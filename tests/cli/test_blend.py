@@ -86,6 +86,7 @@ def test_where_no_gate_helps_the_blend_is_the_best_constant_weights(plait, folde
     assert rows["mixture"] <= rows["best constant weights"] + 1e-3
 
 
+@pytest.mark.slow
 def test_files_of_fit_blend_with_their_columns_and_units(plait, fitted, mixed, tmp_path):
     other = tmp_path / "other.keras"
     plait(

@@ -33,6 +33,7 @@ def test_the_same_seed_repeats_the_run_exactly(plait, fitted, printed, tmp_path)
     assert json.loads(result.stdout)["scores"] == printed["kind"]["scores"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["mlp", "constant"])
 def test_every_gate_trains_and_reloads(plait, fitted, printed, tmp_path, gate):
     model = tmp_path / "m.keras"
@@ -45,6 +46,7 @@ def test_every_gate_trains_and_reloads(plait, fitted, printed, tmp_path, gate):
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_test_table_is_scored_and_not_learned_from(plait, mixed, tmp_path):
     mixed[:200].to_csv(tmp_path / "a.csv", index=False)
     mixed[200:].to_csv(tmp_path / "b.csv", index=False)
