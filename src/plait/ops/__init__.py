@@ -1,5 +1,6 @@
 """The pure functions under all of plait: tensors in, tensors out, no state."""
 
+from plait.ops.balance import expert_load, importance, load_balance, z_loss
 from plait.ops.combine import (
     combine_masks,
     log_mixture,
@@ -7,14 +8,38 @@ from plait.ops.combine import (
     weighted_sum,
     weighted_sum_stacked,
 )
-from plait.ops.routing import Routing, softmax
+from plait.ops.likelihood import log_likelihood, posterior
+from plait.ops.routing import (
+    Routing,
+    entmax15,
+    expert_choice,
+    softmax,
+    sparsemax,
+    straight_through,
+    top_k,
+    within_capacity,
+)
+from plait.ops.usage import gate_entropy
 
 __all__ = [
     "Routing",
     "combine_masks",
+    "entmax15",
+    "expert_choice",
+    "expert_load",
+    "gate_entropy",
+    "importance",
+    "load_balance",
+    "log_likelihood",
     "log_mixture",
     "log_sum_exp",
+    "posterior",
     "softmax",
+    "sparsemax",
+    "straight_through",
+    "top_k",
     "weighted_sum",
     "weighted_sum_stacked",
+    "within_capacity",
+    "z_loss",
 ]

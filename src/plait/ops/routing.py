@@ -97,7 +97,9 @@ def masked_softmax(logits: Any, keep: Any) -> Any:
     """
     logits, keep = at_least_float32(logits), ops.cast(keep, "bool")
     kept = _below_top(ops.where(keep, logits, ops.full_like(logits, -float("inf"))))
-    powers = ops.where(keep, ops.exp(kept), ops.zeros_like(kept))
+    # Zero in place of numbers far below: their exponential is slow on some backends.
+    powers = ops.exp(ops.where(keep, kept, ops.zeros_like(kept)))
+    powers = ops.where(keep, powers, ops.zeros_like(powers))
     return powers / ops.sum(powers, axis=-1, keepdims=True)
 
 
