@@ -1,0 +1,146 @@
+"""`plait.Mixture` with TopK(2) of 64 experts, through the model, over what its arithmetic takes.
+
+Two-layer experts 256 → 512 → 256, 4,096 tokens. The limit is one such network on 8,192 rows. The
+load is set by the bias of the gate, a Dense layer that is a part of what is timed.
+`KERAS_BACKEND=jax python -m benchmarks.sparse`
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+import plait
+from benchmarks.table import Row, options, show
+from benchmarks.timing import compile_step, of_model, ratio, tensor
+
+SHAPE, CHOSEN, UNITS, HIDDEN = (8, 512), 2, 256, 512
+TOKENS = SHAPE[0] * SHAPE[1]
+BOTH = {"jax": (1.9, 1.8), "torch": (1.3, 1.7), "tensorflow": (1.8, 2.2)}
+TARGETS = {  # forward, forward and backward
+    "capacity 1.25, balanced": {"jax": (1.5, 1.4)},
+    "dropless, balanced": BOTH | {"jax": (1.7, 1.6)},
+    "dropless, skewed": BOTH,
+}
+
+
+def two_layers():
+    """Returns the template of an expert."""
+    return keras.Sequential([layers.Dense(HIDDEN, activation="relu"), layers.Dense(UNITS)])
+
+
+def gated():
+    """Returns an expert as Mixtral has them."""
+    rows = keras.Input((UNITS,))
+    hidden = layers.Dense(HIDDEN, activation="silu", use_bias=False)(rows)
+    hidden = hidden * layers.Dense(HIDDEN, use_bias=False)(rows)
+    return keras.Model(rows, layers.Dense(UNITS, use_bias=False)(hidden))
+
+
+def mixture(x, template, num_experts, skewed=False, capacity_factor=None):
+    """Returns a mixture whose gate spreads `x` evenly, or gives expert 0 ten times the mean."""
+    router = plait.routers.TopK(CHOSEN, capacity_factor=capacity_factor)
+    mix = plait.Mixture(template, layers.Dense(num_experts), num_experts=num_experts, router=router)
+    mix(x[:1])
+    kernel, bias = mix.gate.get_weights()
+    rows = np.asarray(ops.convert_to_numpy(ops.cast(x, "float32"))).reshape(-1, UNITS)
+    kernel = kernel.astype("float32") / np.linalg.norm(kernel.astype("float32"), axis=0)
+    if skewed:
+        scores = rows @ kernel
+        bar = np.sort(scores[:, 1:], axis=1)[:, -CHOSEN] - scores[:, 0]
+        bias[0] = np.quantile(bar, 10 * CHOSEN / num_experts)
+    mix.gate.set_weights([kernel, bias])
+    return mix
+
+
+def largest_load(mix, x):
+    """Returns the largest load over the mean."""
+    chosen = np.asarray(mix.gate_weights(x), "float32") > 0
+    loads = chosen.reshape(-1, mix.num_experts).sum(0)
+    return loads.max() / loads.mean()
+
+
+def mixtral_block():
+    """Returns KerasHub's block of 64 such experts, top-2."""
+    import keras_hub
+
+    backbone = keras_hub.models.MixtralBackbone(
+        vocabulary_size=8,
+        num_layers=1,
+        num_query_heads=1,
+        num_key_value_heads=1,
+        hidden_dim=UNITS,
+        intermediate_dim=HIDDEN,
+        num_experts=64,
+        top_k=CHOSEN,
+    )
+    layer = backbone.transformer_layers[0]
+    return next(v for v in vars(layer).values() if type(v).__name__ == "MixtralSparseMoeBlock")
+
+
+def rows(arguments):
+    """Yields the table's rows."""
+    backend = keras.config.backend()
+    rng = np.random.default_rng(0)
+    x = tensor(rng.normal(size=(*SHAPE, UNITS)))
+    doubled = tensor(rng.normal(size=(TOKENS * CHOSEN, UNITS)))
+    dense = two_layers()
+    dense(doubled[:1])
+    limit_function, limit_weights = of_model(dense)
+    for name in TARGETS:
+        if arguments.only not in name:
+            continue
+        factor = 1.25 if name.startswith("capacity") else None
+        mix = mixture(x, two_layers(), 64, "skewed" in name, factor)
+        function, weights = of_model(mix)
+        for backward in (False, True):
+            what = "forward and backward" if backward else "forward"
+            step = compile_step(function, [x, *weights], backward)
+            limit = compile_step(limit_function, [doubled, *limit_weights], backward)
+            value, ours, theirs = ratio(step, limit, arguments.repeats)
+            target = TARGETS[name].get(backend)
+            yield Row(
+                f"top-2 of 64, {name}, over the limit: {what}",
+                value,
+                target and target[backward],
+                f"{ours:.0f} / {theirs:.0f} ms, largest load {largest_load(mix, x):.1f} × mean",
+            )
+    if arguments.only in "L = 512 over L = 16":
+        many, few = (
+            compile_step(function, [x, *weights], False)
+            for function, weights in (of_model(mixture(x, two_layers(), n)) for n in (512, 16))
+        )
+        value, ours, theirs = ratio(many, few, arguments.repeats)
+        yield Row(
+            "top-2, forward, L = 512 over L = 16", value, 2.5, f"{ours:.0f} / {theirs:.0f} ms"
+        )
+    if arguments.only in "mixtral":
+        yield from over_mixtral(x, arguments)
+
+
+def over_mixtral(x, arguments):
+    """Yields the rows over KerasHub's block, and that of the limit."""
+    block = mixtral_block()
+    state = [v.value for v in block.non_trainable_variables]
+    weights = [v.value for v in block.trainable_variables]
+
+    def hub(x, *weights):
+        return block.stateless_call(list(weights), state, x, training=False)[0][0]
+
+    theirs = compile_step(hub, [x, *weights], False)
+    function, own = of_model(mixture(x, gated(), 64))
+    ours = compile_step(function, [x, *own], False)
+    dense = gated()
+    doubled = ops.concatenate([ops.reshape(x, (-1, UNITS))] * CHOSEN)
+    limit = compile_step(of_model(dense)[0], [doubled, *of_model(dense)[1]], False)
+    few = max(3, arguments.repeats // 4)
+    for what, step, target in (
+        ("top-2 of 64 gated experts, forward, over KerasHub's Mixtral block", ours, 0.06),
+        ("their limit, over KerasHub's Mixtral block", limit, None),
+    ):
+        value, mine, hubs = ratio(step, theirs, few)
+        yield Row(what, value, target, f"{mine:.0f} / {hubs:.0f} ms")
+
+
+if __name__ == "__main__":
+    arguments = options(__doc__, repeats=11)
+    show(rows(arguments))

@@ -1,0 +1,102 @@
+"""Two steps timed in turns, compiled, on tensors that are already on the device."""
+
+import statistics
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+__all__ = ["compile_step", "of_model", "ratio", "seconds", "tensor", "training_step"]
+
+
+def tensor(array):
+    """Returns a tensor of the dtype that the benchmark runs in."""
+    dtype = keras.config.dtype_policy().compute_dtype
+    return ops.convert_to_tensor(np.asarray(array, "float32"), dtype=dtype)
+
+
+def of_model(model):
+    """A model as a pure function: the triple `(function, weights, state)`.
+
+    Returns:
+        `function(x, *weights)` gives the output in inference mode; `weights` are the trainable
+        values, on the device.
+    """
+    state = [variable.value for variable in model.non_trainable_variables]
+
+    def function(x, *weights):
+        return model.stateless_call(list(weights), state, x, training=False)[0]
+
+    return function, [own(variable.value) for variable in model.trainable_variables]
+
+
+def own(value):
+    """A value that the model does not hold, and that no gradient is asked of yet."""
+    return ops.copy(value) if keras.config.backend() != "torch" else value.detach().clone()
+
+
+def compile_step(function, tensors, backward):
+    """A call of no arguments that runs `function(*tensors)`, and its gradients, to the end."""
+    backend = keras.config.backend()
+    cotangent = None
+
+    def loss(*tensors):
+        return ops.sum(function(*tensors) * cotangent)
+
+    if backward:
+        shape = ops.shape(function(*tensors))
+        cotangent = tensor(np.random.default_rng(1).normal(size=shape))
+    if backend == "jax":
+        import jax
+
+        step = jax.jit(jax.grad(loss, tuple(range(len(tensors)))) if backward else function)
+        return lambda: jax.block_until_ready(step(*tensors))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def gradients(*tensors):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = loss(*tensors)
+            return tape.gradient(value, tensors)
+
+        step = gradients if backward else tf.function(function)
+        return lambda: tf.nest.map_structure(lambda t: t[:1].numpy(), step(*tensors))
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    leaves = [t.clone().requires_grad_(backward) for t in tensors]
+
+    def run():
+        if backward:
+            results = torch.autograd.grad(loss(*leaves), leaves)
+        else:
+            with torch.no_grad():
+                results = function(*leaves)
+        wait()
+        return results
+
+    return run
+
+
+def training_step(model, x, y):
+    """A call of no arguments that takes one training step of a compiled model, to the end."""
+    return lambda: model.train_on_batch(x, y)
+
+
+def ratio(step, limit, repeats):
+    """Median of the paired ratios, and the two medians in milliseconds."""
+    step(), limit()
+    step(), limit()
+    pairs = [(seconds(step), seconds(limit)) for _ in range(repeats)]
+    ours, theirs = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+    return statistics.median(a / b for a, b in pairs), ours, theirs
+
+
+def seconds(step):
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
