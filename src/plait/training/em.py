@@ -294,7 +294,7 @@ def _check(mixture: "Mixture", x: Any, restarts: int | None, max_iterations: int
             )
     if not mixture.built:
         mixture(keras.tree.map_structure(lambda leaf: leaf[:1], x))
-    if mixture._about.routed_rank != 1:
+    if len(mixture.weights_shape() or ()) != 2:
         raise ValueError(
             message(
                 "fit_em fits mixtures whose weights are (b, e)",

@@ -245,7 +245,7 @@ def experts_of(
     form = linear_family(family, mixture.num_experts)
     given = about.experts if about.template is None else [about.template] * mixture.num_experts
     denses = [dense_part(layer) for layer in given]
-    flat = about.routed_rank == 1 and isinstance(y, np.ndarray)
+    flat = len(mixture.weights_shape() or ()) == 2 and isinstance(y, np.ndarray)
     if (
         form is not None
         and flat

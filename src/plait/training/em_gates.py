@@ -197,7 +197,7 @@ def gate_of(
             return ConstantWeights(gate, len(leaves[0]))
         return FixedGate(len(leaves[0]), mixture.num_experts)
     dense = gate.dense if isinstance(gate, LinearGate) else dense_part(gate)
-    if dense is not None and arrays and mixture._about.routed_rank == 1:
+    if dense is not None and arrays and len(mixture.weights_shape() or ()) == 2:
         scores = keras.activations.linear if plain else keras.activations.softmax
         if (plain or router is None) and dense.activation is scores:
             return LinearScores(mixture, dense, x)
