@@ -49,9 +49,12 @@ def why_alone(expert: keras.layers.Layer) -> str | None:
 
 
 def shares_variables(expert: keras.layers.Layer, others: Sequence[keras.layers.Layer]) -> bool:
-    """Whether an expert and any of the others own a variable together."""
+    """Whether an expert and any of the others own a variable together, or it is there twice."""
     own = {id(variable) for variable in expert.variables}
-    return any(id(v) in own for other in others if other is not expert for v in other.variables)
+    twice = sum(other is expert for other in others) > 1
+    return twice or any(
+        id(v) in own for other in others if other is not expert for v in other.variables
+    )
 
 
 def saves_itself(expert: keras.layers.Layer) -> bool:

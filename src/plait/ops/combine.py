@@ -87,7 +87,9 @@ def weighted_sum_stacked(weights: Any, stacked: Any) -> Any:
     Returns:
         Tensor of shape `(b, …, u)`, in float32, or float64 where an input is.
     """
-    weights = ops.moveaxis(at_least_float32(weights), -1, 0)
+    rank = len(weights.shape)
+    # Not `moveaxis`, which PyTorch's vmap does not take: a mixture may be an expert in a stack.
+    weights = ops.transpose(at_least_float32(weights), (rank - 1, *range(rank - 1)))
     stacked = at_least_float32(stacked)
     shape = (*ops.shape(weights), *(1,) * (len(stacked.shape) - len(weights.shape)))
     return ops.sum(ops.reshape(weights, shape) * stacked, axis=0)
