@@ -1,6 +1,6 @@
 """Experts: alone, stacked, and on the rows that chose them."""
 
-from plait.experts.alike import why_alone
+from plait.experts.alike import shares_variables, why_alone
 from plait.experts.bank import ExpertBank
 from plait.experts.fresh import copy_of, recorded_initializers
 from plait.experts.rows import CoupledRowsError
@@ -12,5 +12,6 @@ __all__ = [
     "attach_masks",
     "copy_of",
     "recorded_initializers",
+    "shares_variables",
     "why_alone",
 ]

@@ -61,7 +61,8 @@ def saves_itself(expert: keras.layers.Layer) -> bool:
     """Whether a layer of the expert saves more than its variables, or in its own form.
 
     Vocabularies are saved as assets, statistics of `Normalization` come with constants made of
-    them. Keras' other layers override saving for quantised weights alone, which are variables.
+    them. Keras' other layers override saving for quantised weights alone, and a mixture for the
+    sake of its form: these are variables.
     """
     base = keras.layers.Layer.load_own_variables
     return any(
@@ -69,7 +70,7 @@ def saves_itself(expert: keras.layers.Layer) -> bool:
         or isinstance(layer, keras.layers.Normalization)
         or (
             type(layer).load_own_variables is not base
-            and not type(layer).__module__.startswith("keras.")
+            and not type(layer).__module__.startswith(("keras.", "plait."))
         )
         for layer in flat_layers(expert)
     )

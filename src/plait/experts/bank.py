@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops, tree
 
 from plait.errors import message
-from plait.experts.alike import saves_itself, shares_variables, signature
+from plait.experts.alike import flat_layers, saves_itself, shares_variables, signature
 from plait.experts.fresh import Initializers
 from plait.experts.single import SingleExpert
 from plait.experts.stack import ExpertStack
@@ -268,15 +268,13 @@ class ExpertBank:
 
     def write_back(self) -> None:
         """Gives the experts that the caller passed in the values that training gave the stacks."""
-        if self.sources is None:
-            return
         for group in self.groups:
-            if isinstance(group.runner, SingleExpert):
-                continue
-            stacked = group.runner.stacked_values()
-            for local, position in enumerate(group.positions):
-                for variable, value in zip(self.sources[position].variables, stacked, strict=True):
-                    variable.assign(value[local])
+            if isinstance(group.runner, ExpertStack):
+                group.runner.write_back()
+        inner = [layer for source in self.sources or [] for layer in flat_layers(source)]
+        for layer in inner:
+            if isinstance(layer, ExpertStack):  # of a mixture among the experts
+                layer.write_back()
 
     def follow_trainable_flags(self) -> None:
         """Makes stacks trainable where the caller's experts are, which may have changed.

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from plait.errors import message
 
@@ -67,7 +68,7 @@ def recorded_initializers() -> Iterator[Initializers]:
 
 
 def fresh_values(variable: keras.Variable, initializers: Initializers, num_experts: int) -> Any:
-    """Returns `num_experts` first values of one variable, one after another.
+    """Returns first values of one variable for all experts.
 
     A random initialiser draws once per expert, a constant one is repeated; the state of a seed
     generator starts elsewhere for each expert, so that dropout differs.
@@ -78,24 +79,17 @@ def fresh_values(variable: keras.Variable, initializers: Initializers, num_exper
         num_experts: Number of experts, `e`.
 
     Returns:
-        NumPy array of shape `(e, …)`.
+        Tensor of shape `(e, …)`.
     """
     initializer = initializers.get(id(variable))
-    if initializer is None:
-        value = keras.ops.convert_to_numpy(variable.value)
-        repeated = np.repeat(value[None], num_experts, axis=0)
-        if is_seed(variable):
-            # A large odd step keeps the experts' streams of seeds apart.
-            steps = np.arange(num_experts, dtype="int64") * 1_000_003
-            repeated[:, 0] = (repeated[:, 0].astype("int64") + steps) % (2**31 - 1)
-        return repeated
     shape, dtype = tuple(variable.shape), variable.dtype
-    return np.stack(
-        [
-            keras.ops.convert_to_numpy(draw(shape, dtype=dtype))
-            for draw in _draws(initializer, num_experts)
-        ]
-    )
+    if initializer is None:
+        repeated = _repeat(variable.value, num_experts)
+        return repeated + _seed_steps(num_experts, dtype) if is_seed(variable) else repeated
+    draws = _draws(initializer, num_experts)
+    if len(draws) == 1:
+        return _repeat(draws[0](shape, dtype=dtype), num_experts)
+    return _stack([draw(shape, dtype=dtype) for draw in draws])
 
 
 def is_seed(variable: keras.Variable) -> bool:
@@ -103,20 +97,37 @@ def is_seed(variable: keras.Variable) -> bool:
     return variable.name == "seed_generator_state"
 
 
+def _repeat(value: Any, num_experts: int) -> Any:
+    return _stack([value] * num_experts)  # copies: a view of one would be trained as one
+
+
+def _seed_steps(num_experts: int, dtype: str) -> Any:
+    """Returns what keeps the experts' streams of random numbers apart: a large odd step."""
+    steps = np.arange(num_experts, dtype="int64") * 1_000_003 % (2**31 - 1)
+    return ops.cast(np.stack([steps, np.zeros_like(steps)], axis=1), dtype)
+
+
 def _draws(initializer: Callable[..., Any], num_experts: int) -> list[Callable[..., Any]]:
-    """Returns an initialiser for each expert: seeds differ, also where the user gave one."""
-    if not isinstance(initializer, keras.Initializer):
-        return [initializer] * num_experts
-    config = initializer.get_config()
-    if "seed" not in config:
-        return [initializer] * num_experts
-    seed = config["seed"]
-    return [
-        type(initializer).from_config(
-            {**config, "seed": seed + expert if isinstance(seed, int) else None}
-        )
-        for expert in range(num_experts)
-    ]
+    """Returns an initialiser for each expert, or one alone where it always gives the same."""
+    config = initializer.get_config() if isinstance(initializer, keras.Initializer) else {}
+    if "seed" in config:
+        seed = config["seed"]
+        return [
+            type(initializer).from_config(
+                {**config, "seed": seed + expert if isinstance(seed, int) else None}
+            )
+            for expert in range(num_experts)
+        ]
+    constant = type(initializer).__module__.startswith("keras.")  # Zeros, Constant and the like
+    return [initializer] * (1 if constant else num_experts)
+
+
+def _stack(values: list[Any]) -> Any:
+    """Stacks tensors, some at a time: XLA is slow to compile one stack of a thousand."""
+    parts = [ops.stack(values[i : i + 32]) for i in range(0, len(values), 32)]
+    while len(parts) > 1:
+        parts = [ops.concatenate(parts[i : i + 32]) for i in range(0, len(parts), 32)]
+    return parts[0]
 
 
 def _offset_seeds(config: Any, offset: int) -> Any:

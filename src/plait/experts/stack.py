@@ -254,6 +254,13 @@ class ExpertStack(keras.layers.Layer):
             if stacked.trainable != column[0]:
                 stacked.trainable = column[0]
 
+    def write_back(self) -> None:
+        """Gives the experts that the stack was made of its present values."""
+        values = self.stacked_values()
+        for expert, source in enumerate(self._hidden.sources or []):
+            for variable, value in zip(source.variables, values, strict=True):
+                variable.assign(value[expert])
+
     def set_stacked(self, values: Sequence[Any]) -> None:
         """Sets the stacked variables from arrays of shape `(e, …)`."""
         for variable, value in zip(self._hidden.stacked, values, strict=True):

@@ -1,5 +1,6 @@
 """Calls a layer as a pure function of its variables' values."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,7 +76,13 @@ def attach_masks(tensors: Any, masks: Any) -> Any:
 
 def masks_of(tensors: Any) -> list[Any]:
     """Returns the mask of each tensor of a structure, flat, `None` where there is none."""
-    return [_MaskOf()(tensor) for tensor in keras.tree.flatten(tensors)]
+    return [_mask_reader()(tensor) for tensor in keras.tree.flatten(tensors)]
+
+
+@functools.cache
+def _mask_reader() -> _MaskOf:
+    """Returns the one layer that reads masks: making a layer takes longer than a small expert."""
+    return _MaskOf()
 
 
 def call_with(
@@ -98,7 +105,9 @@ def call_with(
             would otherwise set it for whatever is called after it, the next expert included.
     """
     mapping = list(zip(variables, values, strict=True))
-    with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+    with keras.StatelessScope(
+        state_mapping=mapping, collect_losses=True, initialize_variables=False
+    ) as scope:
         before = [scope.get_current_value(variable) for variable in variables]
         outputs = layer(attach_masks(inputs, masks), training=training)
         masks = masks_of(outputs)

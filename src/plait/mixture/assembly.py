@@ -7,7 +7,13 @@ from typing import Any
 import keras
 
 from plait.errors import choose_from, message
-from plait.experts import ExpertBank, copy_of, recorded_initializers, why_alone
+from plait.experts import (
+    ExpertBank,
+    copy_of,
+    recorded_initializers,
+    shares_variables,
+    why_alone,
+)
 from plait.mixture.specs import output_specs
 
 EXECUTIONS = ("auto", "loop", "stacked")
@@ -90,7 +96,12 @@ def bank_of_list(
             output_specs(expert, inputs[0 if len(inputs) == 1 else position])
     bank = ExpertBank.of_experts(experts, stack=execution != "loop")
     if execution == "stacked" and len(bank.groups) == len(experts) > 1:
-        reasons = {why_alone(expert) or "its architecture differs" for expert in experts}
+        shared = "it shares variables with another"
+        reasons = {
+            why_alone(expert)
+            or (shared if shares_variables(expert, experts) else "its architecture differs")
+            for expert in experts
+        }
         warnings.warn(
             f"execution='stacked' found no experts to stack: {'; '.join(sorted(reasons))}. "
             "They run one after another.",

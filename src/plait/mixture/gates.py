@@ -52,7 +52,7 @@ class LinearGate(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Returns the scores."""
         flat = [
-            ops.reshape(ops.cast(leaf, self.compute_dtype), (ops.shape(leaf)[0], -1))
+            ops.reshape(ops.cast(leaf, self.compute_dtype), (-1, math.prod(leaf.shape[1:])))
             for leaf in tree.flatten(inputs)
         ]
         joined = ops.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]

@@ -191,8 +191,6 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         about.built_bank = self._build_bank(fed if rows is None else rows)
         check_rank_rule(weights_shape, self._output_specs(fed, scores))
         self.expert_layers = about.bank.layers
-        # Keras walks attributes by name: these before the layers that hold them.
-        self.expert_assets = about.bank.saving_themselves
         self.attach_objective()
 
     def weights_shape(self) -> tuple[int | None, ...] | None:
@@ -259,8 +257,8 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
                 return self._call_chosen(routing, inputs, training, mask)
             except CoupledRowsError:
                 self._warn_once(
-                    f"The experts of {self.name!r} run on every row in training: they hold batch "
-                    "statistics or add losses, which depend on the whole batch."
+                    f"The experts of {self.name!r} run on every row where they move batch statistics "
+                    "or add losses, which depend on the whole batch."
                 )
         parts = self._all_parts(routing, inputs, training, mask)
         outputs = parts.outputs

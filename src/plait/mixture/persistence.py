@@ -66,6 +66,11 @@ class Persistence:
         self._about.input_dtype = config["input_dtype"]
         self.build(map_shapes(tuple, config["input_shape"]))
 
+    @property
+    def expert_assets(self: Any) -> list[keras.layers.Layer]:
+        """The experts whose state Keras must save, for it walks attributes, in their order."""
+        return self._about.bank.saving_themselves if self.built else []
+
     def save_own_variables(self: Any, store: Any) -> None:
         """Writes the experts' variables; gate and router are saved as layers."""
         if self.built:
