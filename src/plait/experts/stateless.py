@@ -105,7 +105,9 @@ def call_with(
             would otherwise set it for whatever is called after it, the next expert included.
     """
     mapping = list(zip(variables, values, strict=True))
-    with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+    with keras.StatelessScope(
+        state_mapping=mapping, collect_losses=True, initialize_variables=False
+    ) as scope:
         before = [scope.get_current_value(variable) for variable in variables]
         outputs = layer(attach_masks(inputs, masks), training=training)
         masks = masks_of(outputs)
