@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "plait"
 
 FLOORS = [
-    {"errors", "ops"},
+    {"default_backend", "errors", "ops"},
     {"losses", "metrics", "routers"},
     {"experts", "layers"},
     {"mixture"},

@@ -1,7 +1,11 @@
 """plait weaves parallel Keras models into one: out = Σ w_l(x) · f_l(x)."""
 
-from plait import callbacks, layers, losses, metrics, ops, routers, training
-from plait.mixture import Mixture
+from plait import default_backend
+
+default_backend.pick()  # before anything imports Keras
+
+from plait import callbacks, layers, losses, metrics, ops, routers, tables, training  # noqa: E402
+from plait.mixture import Mixture  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -13,5 +17,6 @@ __all__ = [
     "metrics",
     "ops",
     "routers",
+    "tables",
     "training",
 ]

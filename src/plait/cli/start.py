@@ -3,28 +3,17 @@
 import contextlib
 import functools
 import importlib.util
-import json
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
 
-_PACKAGES = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow"}
-
 
 def prepare() -> None:
-    """Picks an installed back end if nobody did, and keeps start-up logs off the terminal.
-
-    Must run before Keras is imported.
-    """
+    """Keeps start-up logs off the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "KERAS_BACKEND" not in os.environ:
-        installed = [name for name in _PACKAGES if importlib.util.find_spec(_PACKAGES[name])]
-        if _configured() not in installed and installed:
-            os.environ["KERAS_BACKEND"] = installed[0]
     if importlib.util.find_spec("tensorflow"):
         # Wherever TensorFlow is installed Keras imports it sooner or later, on every backend, to
         # seed it or to ask whether an object is its own; no setting silences its greeting, nor
@@ -48,14 +37,6 @@ def _no_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _configured() -> str:
-    home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
-    try:
-        return str(json.loads((home / "keras.json").read_text())["backend"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "tensorflow"  # what Keras takes without a file
 
 
 def expected_errors(command: Callable[..., Any]) -> Callable[..., Any]:

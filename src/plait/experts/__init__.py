@@ -4,13 +4,14 @@ from plait.experts.alike import shares_variables, why_alone
 from plait.experts.bank import ExpertBank
 from plait.experts.fresh import copy_of, recorded_initializers
 from plait.experts.rows import CoupledRowsError
-from plait.experts.stateless import attach_masks
+from plait.experts.stateless import attach_masks, masks_of
 
 __all__ = [
     "CoupledRowsError",
     "ExpertBank",
     "attach_masks",
     "copy_of",
+    "masks_of",
     "recorded_initializers",
     "shares_variables",
     "why_alone",

@@ -31,6 +31,7 @@ class LinearGate(keras.layers.Layer):
     def __init__(self, num_experts: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_experts = num_experts
+        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Creates the linear map; every feature size must be known."""
@@ -57,6 +58,10 @@ class LinearGate(keras.layers.Layer):
         ]
         joined = ops.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]
         return self.dense(joined)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        """Scores of whole examples have no masked steps."""
+        del inputs, mask
 
     def compute_output_shape(self, input_shape: Any) -> Shape:
         """One score per expert."""
@@ -87,6 +92,7 @@ class ConstantGate(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_experts = num_experts
         self.learned = learned
+        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Creates the scores."""
@@ -102,6 +108,10 @@ class ConstantGate(keras.layers.Layer):
         """Returns the scores, repeated for each example."""
         size = ops.shape(tree.flatten(inputs)[0])[0]
         return ops.broadcast_to(self.scores[None], (size, self.num_experts))
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        """Scores of whole examples have no masked steps."""
+        del inputs, mask
 
     def compute_output_shape(self, input_shape: Any) -> Shape:
         """One score per expert."""

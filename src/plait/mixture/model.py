@@ -8,7 +8,7 @@ import keras
 from keras import ops, tree
 
 from plait import routers
-from plait.experts import CoupledRowsError, attach_masks, copy_of
+from plait.experts import CoupledRowsError, attach_masks, copy_of, masks_of
 from plait.losses import ObjectiveState
 from plait.mixture import gates, topology
 from plait.mixture.about import About
@@ -257,8 +257,8 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
                 return self._call_chosen(routing, inputs, training, mask)
             except CoupledRowsError:
                 self._warn_once(
-                    f"The experts of {self.name!r} run on every row where they move batch statistics "
-                    "or add losses, which depend on the whole batch."
+                    f"The experts of {self.name!r} run on every row where they move batch "
+                    "statistics or add losses, which depend on the whole batch."
                 )
         parts = self._all_parts(routing, inputs, training, mask)
         outputs = parts.outputs
@@ -282,7 +282,8 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         scores = self.gate(part, training=training)
         if self.router is None:
             return Routing(scores)
-        return self.router.route(scores, training=training)
+        # Steps that are masked count in no balance term and take none of an expert's capacity.
+        return self.router.route(scores, training=training, mask=masks_of(scores)[0])
 
     def _fed(self, inputs: Any, mask: Any) -> tuple[list[Any], list[Any] | None]:
         """Returns what the experts read, and its masks."""
