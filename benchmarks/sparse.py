@@ -102,7 +102,7 @@ def rows(arguments):
                 f"top-2 of 64, {name}, over the limit: {what}",
                 value,
                 target and target[backward],
-                f"{ours:.0f} / {theirs:.0f} ms, largest load {largest_load(mix, x):.1f} × mean",
+                f"{ours:.0f} / {theirs:.0f} ms, load up to {largest_load(mix, x):.1f} of the mean",
             )
     if arguments.only in "L = 512 over L = 16":
         many, few = (

@@ -86,8 +86,8 @@ def show(rows):
 
 
 def mark(row):
-    """Returns yes, no or a dash."""
-    return {None: "–", True: "yes", False: "**no**"}[row.met]
+    """Returns yes, no, or nothing where there is no target."""
+    return {None: "", True: "yes", False: "**no**"}[row.met]
 
 
 def parse(line):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-__all__ = ["compile_step", "of_model", "ratio", "seconds", "tensor", "training_step"]
+__all__ = ["compile_step", "loss_of", "of_model", "ratio", "seconds", "tensor", "training_step"]
 
 
 def tensor(array):
@@ -36,17 +36,16 @@ def own(value):
     return ops.copy(value) if keras.config.backend() != "torch" else value.detach().clone()
 
 
+def loss_of(function, tensors):
+    """A scalar function whose gradient visits all that `function` computes."""
+    cotangent = tensor(np.random.default_rng(1).normal(size=ops.shape(function(*tensors))))
+    return lambda *tensors: ops.sum(function(*tensors) * cotangent)
+
+
 def compile_step(function, tensors, backward):
     """A call of no arguments that runs `function(*tensors)`, and its gradients, to the end."""
     backend = keras.config.backend()
-    cotangent = None
-
-    def loss(*tensors):
-        return ops.sum(function(*tensors) * cotangent)
-
-    if backward:
-        shape = ops.shape(function(*tensors))
-        cotangent = tensor(np.random.default_rng(1).normal(size=shape))
+    loss = loss_of(function, tensors) if backward else None
     if backend == "jax":
         import jax
 

@@ -1,0 +1,121 @@
+"""Runs every benchmark, a process per backend, and writes the table beside the targets.
+
+`python -m benchmarks` writes `benchmarks/results/<machine>.md`;
+`python -m benchmarks --device gpu --dtype bfloat16` the same for a GPU.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+SCRIPTS = ("compile", "stacked", "sparse", "sparsify", "memory", "import_time")
+BACKENDS = ("jax", "torch", "tensorflow")
+PACKAGES = ("keras", "keras-hub", "jax", "torch", "tensorflow", "numpy")
+GPU_NAME = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+
+
+def run(script, backend, arguments):
+    """Runs one script in a process of its own; returns its rows, and its error if it failed."""
+    from benchmarks.table import hide_gpu, parse
+
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "PLAIT_ROWS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    if arguments.device == "cpu":
+        environment = hide_gpu(environment)
+    flags = ["--device", arguments.device, "--dtype", arguments.dtype]
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{script}", *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    found = [row for row in map(parse, done.stdout.splitlines()) if row is not None]
+    error = (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else None
+    return found, error
+
+
+def machine(device):
+    """Returns the kind of machine: what the figures stand for."""
+    if device == "cpu":
+        return f"cpu-{os.cpu_count()}-cores"
+    name = subprocess.run(GPU_NAME, check=True, capture_output=True, text=True).stdout
+    return re.sub(r"[^a-z0-9]+", "-", name.splitlines()[0].lower()).strip("-")
+
+
+def processor():
+    """Returns the processor's name."""
+    path = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", path.read_text()) if path.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def version(package):
+    """Returns a package's version, if it is installed."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} missing"
+
+
+def heading(arguments):
+    """Returns the lines above the table."""
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    load = os.getloadavg()[0]
+    return [
+        f"# Benchmarks: {machine(arguments.device)}, {arguments.dtype}",
+        "",
+        f"Made by `{command}`. Ratios are medians of paired runs within one process.",
+        "",
+        f"- {processor()}, {os.cpu_count()} cores, {arguments.dtype}; "
+        f"load average at the start {load:.1f}",
+        f"- Python {platform.python_version()}, " + ", ".join(map(version, PACKAGES)),
+        "",
+        "| what | backend | target | measured | met | figures |",
+        "|---|---|---|---|---|---|",
+    ]
+
+
+def line(row, backend):
+    """Returns a row of the table."""
+    from benchmarks.table import mark
+
+    goal = "" if row.target is None else f"{'≥' if row.at_least else '≤'} {row.target:g}"
+    cells = (row.what, backend, goal, f"{row.measured:.3g}", mark(row), row.detail)
+    return f"| {' | '.join(cells)} |"
+
+
+def main():
+    """Runs what was asked for, and writes the table as it grows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    arguments = parser.parse_args()
+    suffix = "" if arguments.dtype == "float32" else f"-{arguments.dtype}"
+    path = RESULTS / f"{machine(arguments.device)}{suffix}.md"
+    RESULTS.mkdir(exist_ok=True)
+    lines = heading(arguments)
+    for script in arguments.scripts:
+        for backend in arguments.backends:
+            found, error = run(script, backend, arguments)
+            lines += [line(row, backend) for row in found]
+            if error:
+                lines.append(f"| `benchmarks.{script}` | {backend} | | failed | | {error} |")
+            print("\n".join(lines[-(len(found) + bool(error)) or len(lines) :]), flush=True)
+            path.write_text("\n".join(lines) + "\n")
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
