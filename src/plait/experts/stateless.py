@@ -30,7 +30,8 @@ class _WithMask(keras.layers.Layer):
     """Returns its input with a given mask attached, as Keras' own layers attach theirs."""
 
     def __init__(self) -> None:
-        super().__init__(autocast=False)
+        # TensorFlow refuses the name made of this class's, with its underscore, inside a loop.
+        super().__init__(autocast=False, name="with_mask")
         self.supports_masking = True
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
@@ -46,7 +47,7 @@ class _MaskOf(keras.layers.Layer):
     """Returns the masks that its input carries."""
 
     def __init__(self) -> None:
-        super().__init__(autocast=False)
+        super().__init__(autocast=False, name="mask_of")
         self.supports_masking = True
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
