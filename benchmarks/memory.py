@@ -2,7 +2,10 @@
 
 What counts is what a step holds beyond its tensors and their gradients, which are the result. JAX
 tells it when it compiles. Else, on CPU: how far the process grows at its peak, with an allocator
-that gives back at once; on a GPU: the backend's own count. `KERAS_BACKEND=jax python -m benchmarks.memory`
+that gives back at once; on a GPU: the count of the backend. TensorFlow keeps what is freed, so on
+CPU nothing can be said of it.
+
+`KERAS_BACKEND=jax python -m benchmarks.memory`
 """
 
 import os
@@ -88,6 +91,8 @@ def peak_on_gpu(step):
 
 def rows(arguments):
     """Yields the table's rows; every case in a process of its own."""
+    if keras.config.backend() == "tensorflow" and arguments.device == "cpu":
+        return
     found = {}
     flags = ["--device", arguments.device, "--dtype", arguments.dtype]
     for case in ("limit", "capacity 1.25, balanced", "dropless, balanced", "dropless, skewed"):
