@@ -109,6 +109,25 @@ def test_names_never_clash(execution, rng):
         assert expert.weights[0].path.startswith("net/dense/") or "net" in expert.weights[0].path
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_experts_of_one_name_are_trained_step_after_step_as_those_of_two(execution, rng):
+    """Keras on PyTorch clears gradients by path: those of a namesake must not add up."""
+    x, y = data(rng, 16), rng.normal(size=(16, U)).astype("float32")
+    results = []
+    for names in ["net", "net"], ["one", "two"]:
+        stacks = [[keras.Input((D,)), layers.Dense(U, name="dense")] for _ in names]
+        experts = [
+            keras.Sequential(stack, name=name) for stack, name in zip(stacks, names, strict=True)
+        ]
+        for number, expert in enumerate(experts):
+            expert.weights[0].assign(0.1 * (1 + number) * np.ones((D, U)))
+        mixture = plait.Mixture(experts, gate="uniform", execution=execution)
+        mixture.compile(keras.optimizers.SGD(0.1), "mse")
+        mixture.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+        results.append([expert.get_weights()[0] for expert in experts])
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+
+
 def test_a_mixture_may_share_the_name_of_its_experts(rng):
     x = data(rng)
     experts = [sequential("net"), sequential("net")]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from keras import ops
 from plait.errors import message
 
 Initializers = dict[int, Callable[..., Any]]
+
+_copies = itertools.count()
 
 
 def copy_of(template: keras.layers.Layer, seed_offset: int = 0) -> keras.layers.Layer:
@@ -25,7 +28,7 @@ def copy_of(template: keras.layers.Layer, seed_offset: int = 0) -> keras.layers.
         ValueError: If the template's config does not make a new layer.
     """
     try:
-        config = _offset_seeds(template.get_config(), seed_offset)
+        config = _of_copy(template.get_config(), next(_copies), seed_offset)
         return type(template).from_config(config)
     except Exception as error:
         raise ValueError(
@@ -130,16 +133,19 @@ def _stack(values: list[Any]) -> Any:
     return parts[0]
 
 
-def _offset_seeds(config: Any, offset: int) -> Any:
-    if offset == 0:
-        return config
+def _of_copy(config: Any, copy: int, seed_offset: int) -> Any:
+    """Returns a config with seeds and shared objects of its own.
+
+    While a file is loaded, Keras gives the same layer for the same `shared_object_id`: layers that
+    a template shares within itself are to be shared within a copy, but not with other copies.
+    """
     if isinstance(config, dict):
-        return {
-            key: value + offset
-            if key == "seed" and isinstance(value, int)
-            else _offset_seeds(value, offset)
-            for key, value in config.items()
-        }
+        changed = {key: _of_copy(value, copy, seed_offset) for key, value in config.items()}
+        if isinstance(config.get("seed"), int):
+            changed["seed"] = config["seed"] + seed_offset
+        if "shared_object_id" in config:
+            changed["shared_object_id"] = f"{config['shared_object_id']} of copy {copy}"
+        return changed
     if isinstance(config, (list, tuple)):
-        return [_offset_seeds(value, offset) for value in config]
+        return type(config)(_of_copy(value, copy, seed_offset) for value in config)
     return config

@@ -22,6 +22,7 @@ class About:
         weights_shape: Shape of the mixing weights, `(b, …, e)`, once built.
         dispatches: Whether experts run only on the rows that chose them.
         built_bank: The experts' bank, once built.
+        namesakes: Variables whose paths are not theirs alone, once built.
         compiled_with: Arguments that `compile` was given.
         warned: Texts of warnings that were given.
         probes: Models that predict what happens inside, by what they predict.
@@ -36,6 +37,7 @@ class About:
     weights_shape: tuple[int | None, ...] | None = None
     dispatches: bool = False
     built_bank: ExpertBank | None = None
+    namesakes: list[keras.Variable] = dataclasses.field(default_factory=list)
     compiled_with: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     warned: set[str] = dataclasses.field(default_factory=set)
     probes: dict[str, keras.Model] = dataclasses.field(default_factory=dict)

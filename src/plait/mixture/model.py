@@ -1,6 +1,7 @@
 """The mixture: parallel Keras models and a gate, as one Keras model."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ from plait.mixture.specs import (
     specs_of,
 )
 from plait.mixture.telling import Telling
-from plait.ops.backend import compiles_loads, outside_of_graphs
+from plait.ops.backend import compiles_loads, forget_gradients, outside_of_graphs
 from plait.ops.combine import merged_dtype
 from plait.ops.routing import Routing
 from plait.ops.shapes import merge
@@ -191,6 +192,8 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         about.built_bank = self._build_bank(fed if rows is None else rows)
         check_rank_rule(weights_shape, self._output_specs(fed, scores))
         self.expert_layers = about.bank.layers
+        paths = Counter(variable.path for variable in self.variables)
+        about.namesakes = [v for v in self.variables if paths[v.path] > 1]
         self.attach_objective()
 
     def weights_shape(self) -> tuple[int | None, ...] | None:
@@ -252,6 +255,8 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         training = bool(training)
         routing = self.route(inputs, training, mask)
         about = self._about
+        if training:
+            forget_gradients(about.namesakes)
         if about.dispatches and self.objective is None:
             try:
                 return self._call_chosen(routing, inputs, training, mask)

@@ -5,6 +5,7 @@ plait is written on `keras.ops` and on these:
 
 - `vectorized_map`: one call for all experts;
 - `unstack`: slices whose gradient is one stack;
+- `forget_gradients`: before a step, of variables that PyTorch's own sweep cannot tell apart;
 - `keep_gradient`: what has no gradient where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
@@ -25,6 +26,7 @@ _name = keras.config.backend()
 _native = importlib.import_module(
     f"plait.ops.backend.{_name if _name in ('jax', 'tensorflow', 'torch') else 'numpy'}"
 )
+forget_gradients = _native.forget_gradients
 keep_gradient = _native.keep_gradient
 loops_are_faster = _native.loops_are_faster
 map_choices = _native.map_choices
@@ -35,6 +37,7 @@ unstack = _native.unstack
 __all__ = [
     "Choices",
     "compiles_loads",
+    "forget_gradients",
     "is_float",
     "keep_gradient",
     "loads_are_known",

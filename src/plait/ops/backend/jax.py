@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from plait.ops.backend.structure import by_sorted_rows, inside, is_float, partition
 
 __all__ = [
+    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -91,6 +92,10 @@ def _take_rows_backward(inverse, gradient):
 
 
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+
+
+def forget_gradients(variables):
+    """Does nothing: gradients are not kept with the variables."""
 
 
 def keep_gradient(tensor, kept):

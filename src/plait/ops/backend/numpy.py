@@ -7,6 +7,7 @@ import numpy as np
 from plait.ops.backend.structure import by_sorted_rows
 
 __all__ = [
+    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -32,6 +33,10 @@ def take_rows(tensor, index, inverse):
     """Rows by number; a number past the end stands for a row of zeros."""
     zero = np.zeros((1, *tensor.shape[1:]), tensor.dtype)
     return np.concatenate([tensor, zero])[index]
+
+
+def forget_gradients(variables):
+    """Does nothing: gradients are not kept with the variables."""
 
 
 def keep_gradient(tensor, kept):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from plait.ops.backend.structure import by_sorted_rows, is_float, partition
 
 __all__ = [
+    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -68,6 +69,10 @@ def take_rows(tensor, index, inverse):
 def _take(tensor, index):
     padded = tf.concat([tensor, tf.zeros_like(tensor[:1])], 0)
     return tf.gather(padded, index)
+
+
+def forget_gradients(variables):
+    """Does nothing: gradients are not kept with the variables."""
 
 
 def keep_gradient(tensor, kept):

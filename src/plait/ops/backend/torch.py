@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from plait.ops.backend.structure import is_float
 
 __all__ = [
+    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -130,6 +131,19 @@ class _TakeRows(torch.autograd.Function):
         (inverse,) = ctx.saved_tensors
         gradients = [_take(gradient, inverse[:, k]) for k in range(inverse.shape[1])]
         return sum(gradients[1:], gradients[0]), None, None
+
+
+def forget_gradients(variables):
+    """Clears what the last step left in the gradients of variables.
+
+    Keras does so for the parameters of a whole model, but knows them by path: of several variables
+    with one path, as in two models called "net", it clears one, and the others' would add up.
+
+    Args:
+        variables: Keras variables.
+    """
+    for variable in variables:
+        variable.value.grad = None
 
 
 def keep_gradient(tensor, kept):
