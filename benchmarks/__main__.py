@@ -18,6 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 SCRIPTS = ("compile", "stacked", "sparse", "sparsify", "memory", "import_time")
 BACKENDS = ("jax", "torch", "tensorflow")
 PACKAGES = ("keras", "keras-hub", "jax", "torch", "tensorflow", "numpy")
+THREADS = ("OMP_NUM_THREADS",)  # what a machine shared with others may have to limit
 GPU_NAME = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
 
 
@@ -77,7 +78,8 @@ def heading(arguments):
         f"Made by `{command}`. Ratios are medians of paired runs within one process.",
         "",
         f"- {processor()}, {os.cpu_count()} cores, {arguments.dtype}; "
-        f"load average at the start {load:.1f}",
+        f"load average at the start {load:.1f}"
+        + "".join(f"; {name}={os.environ[name]}" for name in THREADS if name in os.environ),
         f"- Python {platform.python_version()}, " + ", ".join(map(version, PACKAGES)),
         "",
         "| what | backend | target | measured | met | figures |",

@@ -5,7 +5,7 @@ from keras import layers, ops
 
 import plait
 
-FEATURES, HIDDEN, CLASSES = 64, 128, 10
+FEATURES, HIDDEN, CLASSES = 64, 64, 10
 
 
 def expert():

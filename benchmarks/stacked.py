@@ -1,6 +1,6 @@
 """A training step of 64 stacked experts, over einsum by hand and over the recipe.
 
-Two-layer experts 64 → 128 → 10, batch 256, SGD, by `train_on_batch`.
+Two-layer experts 64 → 64 → 10, batches of 32 and 256, SGD, by `train_on_batch`.
 `KERAS_BACKEND=jax python -m benchmarks.stacked`
 """
 
@@ -12,31 +12,32 @@ from benchmarks.recipes import CLASSES, FEATURES, by_hand, recipe, woven
 from benchmarks.table import Row, options, show
 from benchmarks.timing import ratio, tensor, training_step
 
-EXPERTS, BATCH = 64, 256
+EXPERTS, BATCHES = 64, (32, 256)
 
 
 def rows(arguments):
     """Yields the table's rows."""
     rng = np.random.default_rng(0)
-    x = tensor(rng.normal(size=(BATCH, FEATURES)))
-    y = ops.one_hot(rng.integers(0, CLASSES, BATCH), CLASSES)
-    steps = []
-    for build in (woven, by_hand, recipe):
-        model = build(EXPERTS)
-        model.compile("sgd", "categorical_crossentropy")
-        steps.append(training_step(model, x, y))
+    models = [build(EXPERTS) for build in (woven, by_hand, recipe)]
     goal = 0.45 if keras.config.backend() == "torch" else 0.8
-    for what, other, target in (
-        ("a hand-written einsum layer", steps[1], 1.1),
-        ("the recipe", steps[2], goal),
-    ):
-        value, ours, theirs = ratio(steps[0], other, arguments.repeats)
-        yield Row(
-            f"stacked training step, L = {EXPERTS}, over {what}",
-            value,
-            target,
-            f"{ours:.1f} / {theirs:.1f} ms",
-        )
+    for batch in BATCHES:
+        x = tensor(rng.normal(size=(batch, FEATURES)))
+        y = ops.one_hot(rng.integers(0, CLASSES, batch), CLASSES)
+        steps = []
+        for model in models:
+            model.compile("sgd", "categorical_crossentropy")
+            steps.append(training_step(model, x, y))
+        for what, other, target in (
+            ("a hand-written einsum layer", steps[1], 1.1),
+            ("the recipe", steps[2], goal),
+        ):
+            value, ours, theirs = ratio(steps[0], other, arguments.repeats)
+            yield Row(
+                f"stacked training step, L = {EXPERTS}, batch {batch}, over {what}",
+                value,
+                target,
+                f"{ours:.1f} / {theirs:.1f} ms",
+            )
 
 
 if __name__ == "__main__":
