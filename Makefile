@@ -9,6 +9,9 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 # Backends greet with pages of log; what they say about errors still shows.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
+# Tests compile many small programs once: XLA's optimiser takes longer than what it saves.
+test-jax check: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+
 .PHONY: demo test check lint bench clean
 
 demo: $(VENV)/.demo
