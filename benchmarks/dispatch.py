@@ -2,17 +2,16 @@
 
 Two-layer experts 256 → 512 → 256, 4,096 rows, top-2 of 64, float32. The limit is one such network
 on 8,192 rows. Both run in one process, in turns, compiled, on tensors already on the device; a
-ratio is the median over the turns. `KERAS_BACKEND=jax python benchmarks/dispatch.py`
+ratio is the median over the turns. `KERAS_BACKEND=jax python -m benchmarks.dispatch`
 """
 
 import argparse
-import statistics
-import time
 
 import keras
 import numpy as np
 from keras import ops
 
+from benchmarks.timing import compile_step, ratio, tensor
 from plait.ops.dispatch import apply_experts, capacity
 
 ROWS, CHOSEN, UNITS, HIDDEN = 4096, 2, 256, 512
@@ -29,10 +28,6 @@ def make_variables(rng, *lead):
     return [tensor(rng.normal(0, 0.05, (*lead, *shape))) for shape in shapes]
 
 
-def tensor(array):
-    return ops.convert_to_tensor(np.asarray(array, "float32"))
-
-
 def balanced(rng, num_experts):
     """Every row chooses two experts at random."""
     return np.argsort(rng.random((ROWS, num_experts)), axis=1)[:, :CHOSEN].astype("int32")
@@ -43,57 +38,6 @@ def skewed(rng, num_experts):
     chosen = balanced(rng, num_experts - 1) + 1
     chosen[rng.permutation(ROWS)[: 10 * ROWS * CHOSEN // num_experts], 0] = 0
     return chosen.astype("int32")
-
-
-def compile_step(function, tensors, backward):
-    """A call of no arguments that runs `function(*tensors)`, and its gradients, to the end."""
-    backend = keras.config.backend()
-    cotangent = None
-
-    def loss(*tensors):
-        return ops.sum(function(*tensors) * cotangent)
-
-    if backward:
-        shape = ops.shape(function(*tensors))
-        cotangent = tensor(np.random.default_rng(1).normal(size=shape))
-    if backend == "jax":
-        import jax
-
-        step = jax.jit(jax.grad(loss, tuple(range(len(tensors)))) if backward else function)
-        return lambda: jax.block_until_ready(step(*tensors))
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function
-        def gradients(*tensors):
-            with tf.GradientTape() as tape:
-                tape.watch(tensors)
-                value = loss(*tensors)
-            return tape.gradient(value, tensors)
-
-        step = gradients if backward else tf.function(function)
-        return lambda: tf.nest.map_structure(lambda t: t[:1].numpy(), step(*tensors))
-    import torch
-
-    if not backward:
-        return torch.no_grad()(lambda: function(*tensors))
-    leaves = [t.clone().requires_grad_(True) for t in tensors]
-    return lambda: torch.autograd.grad(loss(*leaves), leaves)
-
-
-def ratio(step, limit, repeats):
-    """Median of the paired ratios, and the two medians in milliseconds."""
-    step(), limit()
-    step(), limit()
-    pairs = [(seconds(step), seconds(limit)) for _ in range(repeats)]
-    ours, theirs = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
-    return statistics.median(a / b for a, b in pairs), ours, theirs
-
-
-def seconds(step):
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def main():
