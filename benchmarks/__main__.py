@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.table import hide_gpu, mark, parse
+
 RESULTS = Path(__file__).parent / "results"
 SCRIPTS = ("compile", "stacked", "sparse", "sparsify", "memory", "import_time")
 BACKENDS = ("jax", "torch", "tensorflow")
@@ -24,8 +26,6 @@ GPU_NAME = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
 
 def run(script, backend, arguments):
     """Runs one script in a process of its own; returns its rows, and its error if it failed."""
-    from benchmarks.table import hide_gpu, parse
-
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "PLAIT_ROWS": "1",
@@ -89,8 +89,6 @@ def heading(arguments):
 
 def line(row, backend):
     """Returns a row of the table."""
-    from benchmarks.table import mark
-
     goal = "" if row.target is None else f"{'≥' if row.at_least else '≤'} {row.target:g}"
     cells = (row.what, backend, goal, f"{row.measured:.3g}", mark(row), row.detail)
     return f"| {' | '.join(cells)} |"

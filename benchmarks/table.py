@@ -1,11 +1,12 @@
-"""The rows of the table: what was measured, against which target."""
+"""The rows of the table: what was measured, against which target.
+
+Keras is imported inside functions: who only reads rows runs no backend.
+"""
 
 import argparse
 import json
 import os
 from typing import NamedTuple
-
-import keras
 
 PREFIX = "row: "
 
@@ -37,6 +38,8 @@ class Row(NamedTuple):
 
 def options(description, **defaults):
     """Returns the command line's arguments, and applies device and dtype."""
+    import keras
+
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -60,6 +63,8 @@ def hide_gpu(environment):
 
 def on_gpu():
     """Whether the backend's first device is a GPU."""
+    import keras
+
     backend = keras.config.backend()
     if backend == "jax":
         import jax
@@ -76,6 +81,8 @@ def on_gpu():
 
 def show(rows):
     """Prints rows as they come; where `PLAIT_ROWS` is set, in a form that `parse` reads."""
+    import keras
+
     for row in rows:
         if os.environ.get("PLAIT_ROWS"):
             print(PREFIX + json.dumps(row), flush=True)
