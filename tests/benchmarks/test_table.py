@@ -1,9 +1,9 @@
 """The table says what was measured, and whether the target is met."""
 
 import pytest
+from benchmarks.table import Row, mark, parse, show
 
 from benchmarks import __main__ as command
-from benchmarks.table import Row, mark, parse, show
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Does gating pay? Mixtures beside what they have to beat, on real data."""
