@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 # Rich comes with Keras, SciPy with JAX.
-BLOCKED = "typer pandas pyarrow jinja2 matplotlib sklearn keras_hub".split()
+BLOCKED = ["typer", "pandas", "pyarrow", "jinja2", "matplotlib", "sklearn", "keras_hub"]
 
 PROGRAM = f"""
 import sys
