@@ -66,7 +66,7 @@ def compile_step(function, tensors, backward):
     import torch
 
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    leaves = [t.clone().requires_grad_(backward) for t in tensors]
+    leaves = [t.detach().clone().requires_grad_(backward) for t in tensors]
 
     def run():
         if backward:
