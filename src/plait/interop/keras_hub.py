@@ -80,14 +80,15 @@ def sparsify(model: keras.Model) -> keras.Model:
         ValueError: If the model holds no block of these families.
 
     Example:
-    ```python
-    import keras_hub
-    import plait.interop.keras_hub
-
-    model = keras_hub.models.MixtralCausalLM.from_preset("mixtral_8_instruct_7b_en")
-    plait.interop.keras_hub.sparsify(model)
-    model.generate("To weave is to", max_length=64)
-    ```
+    >>> import keras, keras_hub
+    >>> from plait.interop.keras_hub import sparsify
+    >>> backbone = keras_hub.models.MixtralBackbone(
+    ...     vocabulary_size=9, num_layers=1, num_query_heads=1, num_key_value_heads=1,
+    ...     hidden_dim=4, intermediate_dim=8, num_experts=4, top_k=2,
+    ... )
+    >>> tokens = keras.ops.ones((2, 5), dtype="int32")
+    >>> tuple(sparsify(backbone)({"token_ids": tokens, "padding_mask": tokens}).shape)
+    (2, 5, 4)
     """
     if importlib.util.find_spec("keras_hub") is None:
         raise ImportError(
