@@ -52,7 +52,8 @@ def merge_chosen(weights: Any, indices: Any, outputs: Any, compute_dtype: str) -
     def merge(leaf: Any) -> Any:
         dtype = merged_dtype([backend.standardize_dtype(leaf.dtype)], compute_dtype)
         shape = (*ops.shape(chosen), *(1,) * (len(leaf.shape) - 2))
-        total = ops.sum(ops.reshape(chosen, shape) * at_least_float32(leaf), axis=1)
+        weighted = ops.multiply(ops.reshape(chosen, shape), at_least_float32(leaf))
+        total = ops.sum(weighted, axis=1)
         return ops.cast(total, dtype)
 
     return tree.map_structure(merge, outputs)

@@ -70,8 +70,10 @@ def weighted_sum(weights: Any, outputs: Sequence[Any]) -> Any:
     weights = at_least_float32(weights)
     total = None
     for expert, output in enumerate(outputs):
-        term = expert_weight(weights, expert, len(output.shape)) * at_least_float32(output)
-        total = term if total is None else total + term
+        weight = expert_weight(weights, expert, len(output.shape))
+        # Not `*`: TensorFlow's own operators do not mix float32 and float64.
+        term = ops.multiply(weight, at_least_float32(output))
+        total = term if total is None else ops.add(total, term)
     return total
 
 
@@ -92,7 +94,7 @@ def weighted_sum_stacked(weights: Any, stacked: Any) -> Any:
     weights = ops.transpose(at_least_float32(weights), (rank - 1, *range(rank - 1)))
     stacked = at_least_float32(stacked)
     shape = (*ops.shape(weights), *(1,) * (len(stacked.shape) - len(weights.shape)))
-    return ops.sum(ops.reshape(weights, shape) * stacked, axis=0)
+    return ops.sum(ops.multiply(ops.reshape(weights, shape), stacked), axis=0)
 
 
 def log_sum_exp(terms: Any, axis: int = 0) -> Any:
@@ -134,7 +136,7 @@ def log_mixture(log_weights: Any, log_outputs: Sequence[Any]) -> Any:
     """
     log_weights = at_least_float32(log_weights)
     terms = [
-        expert_weight(log_weights, expert, len(output.shape)) + at_least_float32(output)
+        ops.add(expert_weight(log_weights, expert, len(output.shape)), at_least_float32(output))
         for expert, output in enumerate(log_outputs)
     ]
     return log_sum_exp(ops.stack(terms), axis=0)
