@@ -23,7 +23,12 @@ outside_of_graphs = tf.init_scope
 
 def vectorize(function, tensors):
     """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
-    return tf.vectorized_map(function, tensors)
+
+    def named(tensors):
+        # An eager tensor from outside, returned as it is, has no place in the graph.
+        return [tf.identity(output) for output in function(tensors)]
+
+    return tf.vectorized_map(named, tensors)
 
 
 def unstack(tensor):
