@@ -1,7 +1,8 @@
 """Runs every benchmark, a process per backend, and writes the table beside the targets.
 
 `python -m benchmarks` writes `benchmarks/results/<machine>.md`;
-`python -m benchmarks --device gpu --dtype bfloat16` the same for a GPU.
+`python -m benchmarks --device gpu --dtype bfloat16` the same for a GPU. With `--scripts` or
+`--backends` the other rows of the file stay as they were.
 """
 
 import argparse
@@ -82,16 +83,28 @@ def heading(arguments):
         + "".join(f"; {name}={os.environ[name]}" for name in THREADS if name in os.environ),
         f"- Python {platform.python_version()}, " + ", ".join(map(version, PACKAGES)),
         "",
-        "| what | backend | target | measured | met | figures |",
-        "|---|---|---|---|---|---|",
+        "| what | backend | target | measured | met | figures | script |",
+        "|---|---|---|---|---|---|---|",
     ]
 
 
-def line(row, backend):
+def line(row, backend, script):
     """Returns a row of the table."""
     goal = "" if row.target is None else f"{'≥' if row.at_least else '≤'} {row.target:g}"
-    cells = (row.what, backend, goal, f"{row.measured:.3g}", mark(row), row.detail)
+    cells = (row.what, backend, goal, f"{row.measured:.3g}", mark(row), row.detail, script)
     return f"| {' | '.join(cells)} |"
+
+
+def kept(path, scripts, backends):
+    """Returns the rows of an earlier table that will not be measured again."""
+    if not path.exists():
+        return []
+    rows = [text for text in path.read_text().splitlines() if text.startswith("| ")][1:]
+    return [
+        text
+        for text in rows
+        if not (text.split(" | ")[-1].strip(" |") in scripts and text.split(" | ")[1] in backends)
+    ]
 
 
 def main():
@@ -105,13 +118,13 @@ def main():
     suffix = "" if arguments.dtype == "float32" else f"-{arguments.dtype}"
     path = RESULTS / f"{machine(arguments.device)}{suffix}.md"
     RESULTS.mkdir(exist_ok=True)
-    lines = heading(arguments)
+    lines = heading(arguments) + kept(path, arguments.scripts, arguments.backends)
     for script in arguments.scripts:
         for backend in arguments.backends:
             found, error = run(script, backend, arguments)
-            lines += [line(row, backend) for row in found]
+            lines += [line(row, backend, script) for row in found]
             if error:
-                lines.append(f"| `benchmarks.{script}` | {backend} | | failed | | {error} |")
+                lines.append(f"| nothing | {backend} | | failed | | {error} | {script} |")
             print("\n".join(lines[-(len(found) + bool(error)) or len(lines) :]), flush=True)
             path.write_text("\n".join(lines) + "\n")
     print(f"\nwritten to {path}")

@@ -12,6 +12,7 @@ from keras import layers, ops
 import plait
 from benchmarks.table import Row, options, show
 from benchmarks.timing import compile_step, of_model, ratio, tensor
+from plait.experts.alike import flat_layers
 
 SHAPE, CHOSEN, UNITS, HIDDEN = (8, 512), 2, 256, 512
 TOKENS = SHAPE[0] * SHAPE[1]
@@ -73,8 +74,8 @@ def mixtral_block():
         num_experts=64,
         top_k=CHOSEN,
     )
-    layer = backbone.transformer_layers[0]
-    return next(v for v in vars(layer).values() if type(v).__name__ == "MixtralSparseMoeBlock")
+    found = flat_layers(backbone.transformer_layers[0])
+    return next(layer for layer in found if type(layer).__name__ == "MixtralSparseMoeBlock")
 
 
 def rows(arguments):

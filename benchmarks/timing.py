@@ -37,9 +37,13 @@ def own(value):
 
 
 def loss_of(function, tensors):
-    """A scalar function whose gradient visits all that `function` computes."""
-    cotangent = tensor(np.random.default_rng(1).normal(size=ops.shape(function(*tensors))))
-    return lambda *tensors: ops.sum(function(*tensors) * cotangent)
+    """A scalar function whose gradient visits all that `function` computes.
+
+    It is quadratic: the gradient of a linear one does not need the outputs, and a compiler would
+    leave the forward pass out.
+    """
+    scale = tensor(np.random.default_rng(1).normal(size=ops.shape(function(*tensors))))
+    return lambda *tensors: ops.sum(ops.square(function(*tensors)) * scale)
 
 
 def compile_step(function, tensors, backward):

@@ -36,8 +36,17 @@ def test_a_row_is_shown_with_its_target(monkeypatch, capsys):
 
 
 def test_a_row_of_the_file():
-    line = command.line(Row("a step", 1.234, 1.5, "5 / 4 ms"), "jax")
-    assert line == "| a step | jax | ≤ 1.5 | 1.23 | yes | 5 / 4 ms |"
+    line = command.line(Row("a step", 1.234, 1.5, "5 / 4 ms"), "jax", "sparse")
+    assert line == "| a step | jax | ≤ 1.5 | 1.23 | yes | 5 / 4 ms | sparse |"
+
+
+def test_rows_that_are_not_measured_again_stay(tmp_path):
+    path = tmp_path / "table.md"
+    ours, theirs = (command.line(Row("a step", 1.0), "jax", name) for name in ("sparse", "stacked"))
+    path.write_text("\n".join(["# Benchmarks", "", "| what | backend |", "|---|", ours, theirs]))
+    assert command.kept(path, ["sparse"], ["jax"]) == [theirs]
+    assert command.kept(path, ["sparse"], ["torch"]) == [ours, theirs]
+    assert command.kept(tmp_path / "none.md", ["sparse"], ["jax"]) == []
 
 
 def test_the_file_names_its_machine():
