@@ -14,6 +14,7 @@ from benchmarks.quality.settings import Knobs, Settings
 
 NETWORK, BLENDED, LIKELIHOOD = "one network", "mixture, blended loss", "mixture, MixtureNLL"
 EXPERT_MEAN, ENSEMBLE = "mixture, ExpertMean", "independent networks"
+BATCH = 512  # of predictions
 TRAINED = (NETWORK, BLENDED, LIKELIHOOD, EXPERT_MEAN, ENSEMBLE)
 
 
@@ -84,17 +85,26 @@ class Trainer:
         self.settings = settings
         self._compiled: dict[Any, Any] = {}
 
-    def train(self, method: str, knobs: Knobs, x: np.ndarray, y: np.ndarray, seed: int) -> Any:
+    def train(
+        self, method: str, knobs: Knobs, x: np.ndarray, y: np.ndarray, seed: int, rows: int
+    ) -> Any:
         """Returns the trained model, good until the method is trained again.
 
-        A last batch that is not full is filled up with rows drawn again.
+        Args:
+            method: One of `TRAINED`.
+            knobs: What tuning tries, or has chosen.
+            x: Features `(b, d)`.
+            y: Targets `(b,)`.
+            seed: Seed of weights, order and noise.
+            rows: Training takes as many steps as an epoch of so many rows has, whatever `b`: the
+                last batches are filled up with rows drawn again.
         """
         settings = self.settings
-        steps = math.ceil(len(x) / settings.batch)
+        steps = math.ceil(rows / settings.batch)
         model = self._fresh(method, knobs, steps * settings.epochs, seed)
         more = np.random.default_rng(seed).choice(len(x), steps * settings.batch - len(x))
-        rows = np.concatenate([np.arange(len(x)), more])
-        model.fit(x[rows], y[rows], batch_size=settings.batch, epochs=settings.epochs, verbose=0)
+        order = np.concatenate([np.arange(len(x)), more])
+        model.fit(x[order], y[order], batch_size=settings.batch, epochs=settings.epochs, verbose=0)
         return model
 
     def _fresh(self, method: str, knobs: Knobs, steps: int, seed: int) -> Any:
@@ -118,4 +128,14 @@ class Trainer:
 
 def predict(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """Returns predictions `(b, u)`."""
-    return model.predict(x, batch_size=min(len(x), 2048), verbose=0)
+    return model.predict(_filled(x), batch_size=BATCH, verbose=0)[: len(x)]
+
+
+def expert_outputs(model: plait.Mixture, x: np.ndarray) -> np.ndarray:
+    """Returns the experts' outputs `(b, e, u)`."""
+    return model.expert_outputs(_filled(x), batch_size=BATCH)[: len(x)]
+
+
+def _filled(x: np.ndarray) -> np.ndarray:
+    """Returns the rows with zeros after them, so that every batch has one size."""
+    return np.pad(x, ((0, -len(x) % BATCH), (0, 0)))

@@ -1,0 +1,23 @@
+"""What a prediction is worth."""
+
+import numpy as np
+
+from plait.inspection import score
+
+
+def measure(predictions: np.ndarray, y: np.ndarray, task: str, scale: float) -> float:
+    """Returns the share of wrong classes, or the root mean squared error times `scale`.
+
+    Args:
+        predictions: Probabilities or values `(b, u)`.
+        y: Class codes or values `(b,)`.
+        task: `"classification"` or `"regression"`.
+        scale: See `Split.scale`.
+    """
+    found = score("", predictions, y, task)
+    return 1.0 - found.accuracy if found.rmse is None else scale * found.rmse
+
+
+def merit(predictions: np.ndarray, y: np.ndarray, task: str) -> tuple[float, float]:
+    """Returns what tuning minimises: the measure, among equals the loss."""
+    return measure(predictions, y, task, 1.0), score("", predictions, y, task).loss
