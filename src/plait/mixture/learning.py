@@ -118,6 +118,16 @@ class Learning(SeesParts):
         super().compile(*args, **kwargs)
         self._about.compiled_with = (args, kwargs)
 
+    def get_compile_config(self: Any) -> dict[str, Any] | None:
+        """Returns what `compile` was given, for a file that any backend may read.
+
+        Keras writes what `jit_compile="auto"` stood for here; PyTorch would take a yes for Dynamo.
+        """
+        config = super().get_compile_config()
+        if not config:
+            return config
+        return {**config, "jit_compile": self._about.compiled_with[1].get("jit_compile", "auto")}
+
     def compile_like(self: Any, other: keras.Model) -> None:
         """Compiles another model as this one is, with an optimizer of its own that starts anew."""
         args, kwargs = self._about.compiled_with
