@@ -44,7 +44,7 @@ def columns(predictions: np.ndarray, schema: Schema) -> dict[str, Any]:
     >>> from plait.cli.predict import columns
     >>> from plait.tables import Column, Schema
     >>> schema = Schema((Column("age"),), "sex", "classification", classes=("f", "m"))
-    >>> {name: list(column) for name, column in columns(np.array([[0.25, 0.75]]), schema).items()}
+    >>> {n: np.array(c).tolist() for n, c in columns(np.array([[0.25, 0.75]]), schema).items()}
     {'sex': ['m'], 'p_f': [0.25], 'p_m': [0.75]}
     """
     if schema.task == "regression":
