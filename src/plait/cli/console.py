@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from plait.cli import interrupts
 from plait.inspection import Score
 from plait.report import score_cells, score_head
 
@@ -59,7 +60,8 @@ class EpochBar(keras.callbacks.Callback):
         self._bar = progress.add_task(what, total=epochs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Advances by one epoch."""
+        """Advances by one epoch, unless an interrupt was asked for."""
+        interrupts.check()
         shown = {key: float((logs or {}).get(key, float("nan"))) for key in ("loss", "val_loss")}
         text = f"{self._what}  loss {shown['loss']:.4f}  held out {shown['val_loss']:.4f}"
         self._progress.update(self._bar, advance=1, description=text)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from plait.cli import interrupts
 from plait.cli.console import EpochBar, Result, progress
 from plait.cli.data import Parts
 from plait.inspection import Reference
@@ -61,6 +62,7 @@ def finish(
     facts: dict[str, Any],
 ) -> Result:
     """Scores a model, then writes it and its report: both, or neither."""
+    interrupts.check()
     scored = parts.score
     found = gather(model, scored.x, scored.y, scored.frame)
     whole = finished(model)

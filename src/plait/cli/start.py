@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from plait.cli import interrupts
+
 
 def prepare() -> None:
     """Keeps start-up logs off the terminal."""
@@ -51,7 +53,8 @@ def expected_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         prepare()
         try:
-            return command(*args, **kwargs)
+            with interrupts.noted():
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             typer.echo("\nInterrupted: no output was written.", err=True)
             raise typer.Exit(130) from None
