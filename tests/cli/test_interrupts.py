@@ -7,12 +7,17 @@ import pytest
 from plait.cli import interrupts
 
 
+def interrupted_compiler():
+    """What a compiler may do to an interrupt."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        raise ValueError("compilation failed") from interrupt
+
+
 def test_an_interrupt_that_was_turned_into_another_error_is_one():
     with pytest.raises(KeyboardInterrupt), interrupts.noted():
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt as interrupt:
-            raise ValueError("compilation failed") from interrupt
+        interrupted_compiler()
 
 
 def test_an_interrupt_that_was_swallowed_is_found_at_the_next_look():
