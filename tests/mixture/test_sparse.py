@@ -53,7 +53,6 @@ def test_equals_the_sum_over_all_experts(count, k, size, kind, rng):
     x = rng.normal(size=(size, D)).astype("float32")
     mixture = plait.Mixture(experts, gate, router=TopK(k))
     expected = numpy_mixture(experts, gate, x, k)
-    np.testing.assert_allclose(as_numpy(mixture(x)), expected, atol=1e-5)
     np.testing.assert_allclose(mixture.predict(x, verbose=0), expected, atol=1e-5)
 
 
