@@ -1,5 +1,8 @@
 """Dispatch against a loop over rows in NumPy float64."""
 
+import math
+from unittest import mock
+
 import keras
 import numpy as np
 import pytest
@@ -8,11 +11,15 @@ from hypothesis import strategies as st
 from keras import ops
 from tests.gradients import value_and_gradients
 
+from plait.ops import backend
+from plait.ops.backend import groups
 from plait.ops.dispatch import apply_experts, capacity, keep_within_capacity
 
 # e, n, k: k = 1, k = e, e = 1, one row, fewer rows than experts, more than one segment of 16 rows.
 SIZES = [(4, 7, 2), (4, 7, 1), (3, 6, 3), (1, 5, 1), (5, 1, 2), (9, 3, 2), (3, 60, 2)]
-PATHS = ["dropless", "capacity"]
+# Loops with and without several experts in a call, with fewer of them in a call than there would
+# be, and buffers of a capacity, each on whichever backend.
+PATHS = ["one by one", "together", "in groups", "buffers"]
 D, U = 3, 4
 
 
@@ -20,6 +27,25 @@ def expert(variables, rows, segment):
     """tanh(rows · W + b): row by row, and not linear."""
     del segment
     return ops.tanh(ops.matmul(rows, variables[0]) + variables[1])
+
+
+def by(path, function, variables, inputs, indices, e, room):
+    """`apply_experts` by a path, which is not always the one that the backend would take."""
+    call = 40.0 if path == "in groups" else 1e8
+    with (
+        mock.patch.object(backend, "loops_are_faster", return_value=path != "buffers"),
+        mock.patch.object(groups, "_CALL", call),
+        mock.patch.object(groups, "_READ", 0 if path == "in groups" else 16),
+    ):
+        return apply_experts(
+            function,
+            variables,
+            inputs,
+            indices,
+            num_experts=e,
+            capacity=room if path == "buffers" else None,
+            vectorized=path != "one by one",
+        )
 
 
 def reference(kernels, biases, x, indices, cotangent):
@@ -59,12 +85,11 @@ def draw(rng, e, n, k, load="random"):
 
 def run(path, indices, e, cotangent, function=expert):
     """A scalar function of (kernels, biases, x) by way of `apply_experts`."""
-    n, k = indices.shape
-    c = None if path == "dropless" else n * k
+    room = math.prod(indices.shape)
     cotangent = ops.convert_to_tensor(cotangent)
 
     def total(kernels, biases, x):
-        y = apply_experts(function, [kernels, biases], x, indices, num_experts=e, capacity=c)
+        y = by(path, function, [kernels, biases], x, indices, e, room)
         return ops.sum(y * cotangent)
 
     return total
@@ -78,14 +103,14 @@ def rng():
 def compare(path, kernels, biases, x, cotangent, indices, compiled):
     e = len(kernels)
     out, gradients = reference(kernels, biases, x, indices, cotangent)
-    c = None if path == "dropless" else indices.size
-    y = apply_experts(
+    y = by(
+        path,
         expert,
         [ops.convert_to_tensor(kernels), ops.convert_to_tensor(biases)],
         ops.convert_to_tensor(x),
         ops.convert_to_tensor(indices),
-        num_experts=e,
-        capacity=c,
+        e,
+        indices.size,
     )
     np.testing.assert_allclose(ops.convert_to_numpy(y), out, atol=1e-5)
     total = run(path, ops.convert_to_tensor(indices), e, ops.convert_to_tensor(cotangent))
@@ -119,13 +144,14 @@ def test_nothing_is_lost_and_nothing_doubled(data, path):
     ).reshape(n, k)
     numbers = ops.arange(1, e + 1, dtype="int32")
     rows = ops.arange(n, dtype="int32")
-    y = apply_experts(
+    y = by(
+        path,
         lambda variables, rows, segment: rows * 10 + variables[0],
         [numbers],
         rows,
         ops.convert_to_tensor(indices),
-        num_experts=e,
-        capacity=None if path == "dropless" else n * k,
+        e,
+        n * k,
     )
     want = np.where(indices < e, 10 * np.arange(n)[:, None] + indices + 1, 0)
     np.testing.assert_array_equal(ops.convert_to_numpy(y), want)
@@ -163,13 +189,14 @@ def test_structures_integers_and_trailing_axes_pass_through(rng, path):
         return {"y": found * rows["x"], "which": rows["token"] + shift}
 
     def apply(table, x):
-        return apply_experts(
+        return by(
+            path,
             function,
             [table, ops.convert_to_tensor(shift)],
             {"x": x, "token": ops.convert_to_tensor(token)},
             ops.convert_to_tensor(indices),
-            num_experts=e,
-            capacity=None if path == "dropless" else n * k,
+            e,
+            n * k,
         )
 
     want, which = np.zeros((n, k, 2, 2)), np.zeros((n, k, 2))
@@ -198,13 +225,14 @@ def test_half_precision_stays_half(rng, path, dtype):
 
     def total(kernels, biases, x):
         kernels, biases, x = (ops.cast(a, dtype) for a in (kernels, biases, x))
-        y = apply_experts(
+        y = by(
+            path,
             expert,
             [kernels, biases],
             x,
             ops.convert_to_tensor(indices),
-            num_experts=3,
-            capacity=None if path == "dropless" else 18,
+            3,
+            18,
         )
         assert keras.backend.standardize_dtype(y.dtype) == dtype
         return ops.sum(ops.cast(y, "float32") * ops.convert_to_tensor(cotangent))
@@ -241,16 +269,16 @@ def test_rows_that_nobody_chose_do_not_leak(rng, path):
 def test_each_call_has_its_own_segment(path):
     """Rows see one number per call; no two experts share one."""
     indices = np.repeat(np.arange(3), 40)[:, None].astype("int32")
-    seen = apply_experts(
+    seen = by(
+        path,
         lambda variables, rows, segment: 0 * rows + ops.cast(segment, "int32"),
         [ops.zeros((3,))],
         ops.zeros((120,), "int32"),
         ops.convert_to_tensor(indices),
-        num_experts=3,
-        capacity=None if path == "dropless" else 40,
+        3,
+        40,
     )
-    groups = ops.convert_to_numpy(seen).reshape(3, 40)
-    numbers = [set(group.tolist()) for group in groups]
+    numbers = [set(part.tolist()) for part in ops.convert_to_numpy(seen).reshape(3, 40)]
     assert len(set.union(*numbers)) == sum(len(group) for group in numbers)
 
 
@@ -261,38 +289,40 @@ def test_a_mixture_is_an_expert_of_a_mixture(rng, outer, inner):
     n = 8
     kernels = rng.normal(size=(2, 3, D, U)).astype("float32")
     x = rng.normal(size=(n, D)).astype("float32")
-    groups = rng.integers(0, 2, size=(n, 1)).astype("int32")
+    wanted = rng.integers(0, 2, size=(n, 1)).astype("int32")
 
     def choose(rows):
         return ops.cast(rows[:, :1] > 0, "int32") + ops.cast(rows[:, 1:2] > 0, "int32")
 
     def group(variables, rows, segment):
-        y = apply_experts(
+        y = by(
+            inner,
             lambda v, r, s: ops.tanh(ops.matmul(r, v[0])),
             variables,
             rows,
             choose(rows),
-            num_experts=3,
-            capacity=None if inner == "dropless" else rows.shape[0] or n,
+            3,
+            rows.shape[0] or n,
         )
         return y[:, 0]
 
     def total(kernels, x):
-        y = apply_experts(
+        y = by(
+            outer,
             group,
             [kernels],
             x,
-            ops.convert_to_tensor(groups),
-            num_experts=2,
-            capacity=None if outer == "dropless" else n,
+            ops.convert_to_tensor(wanted),
+            2,
+            n,
         )
         return ops.sum(y)
 
     inside = (x[:, 0] > 0).astype(int) + (x[:, 1] > 0)
-    chosen = kernels[groups[:, 0], inside].astype("float64")
+    chosen = kernels[wanted[:, 0], inside].astype("float64")
     y = np.tanh(np.einsum("nd,ndu->nu", x, chosen))
     by_kernels = np.zeros(kernels.shape)
-    np.add.at(by_kernels, (groups[:, 0], inside), np.einsum("nd,nu->ndu", x, 1 - y**2))
+    np.add.at(by_kernels, (wanted[:, 0], inside), np.einsum("nd,nu->ndu", x, 1 - y**2))
     value, found = value_and_gradients(total, [kernels, x], compiled=True)
     np.testing.assert_allclose(value, y.sum(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[0], by_kernels, atol=1e-5)
@@ -306,13 +336,14 @@ def test_shapes_are_known_when_a_model_is_built(path):
     class Sparse(keras.layers.Layer):
         def call(self, x):
             chosen = ops.cast(x[:, :2] > 0, "int32")
-            y = apply_experts(
+            y = by(
+                path,
                 lambda v, rows, segment: ops.matmul(rows, v[0]),
                 [ops.ones((2, D, U))],
                 x,
                 chosen,
-                num_experts=2,
-                capacity=None if path == "dropless" else 10,
+                2,
+                10,
             )
             return ops.sum(y, axis=1)
 
@@ -335,13 +366,14 @@ def test_the_number_of_rows_may_be_unknown(rng, path):
         variables = [tf.constant(kernels), tf.constant(biases)]
         with tf.GradientTape() as tape:
             tape.watch((x, variables))
-            y = apply_experts(
+            y = by(
+                path,
                 expert,
                 variables,
                 x,
                 indices,
-                num_experts=4,
-                capacity=None if path == "dropless" else 14,
+                4,
+                14,
             )
             value = tf.reduce_sum(y * tf.constant(cotangent)[: tf.shape(x)[0]])
         return tape.gradient(value, (variables[0], variables[1], x))

@@ -31,6 +31,7 @@ def run_chosen(
     num_experts: int,
     capacity: int | None,
     training: bool,
+    vectorized: bool,
 ) -> tuple[Any, list[Any]]:
     """Runs experts of one architecture, each on the rows that chose it.
 
@@ -44,6 +45,7 @@ def run_chosen(
         num_experts: `e`.
         capacity: Most rows that one expert may have, or `None` for any load.
         training: As in Keras.
+        vectorized: Whether one call may run several experts.
 
     Returns:
         The outputs' structure with leaves `(n, k, …)`, zero where nobody was chosen; and the flat
@@ -80,7 +82,13 @@ def run_chosen(
 
     given = [ops.cast(flat_masks[position], "int32") for position in present]
     outputs, kept = apply_experts(
-        run, list(values), (rows, given), indices, num_experts=num_experts, capacity=capacity
+        run,
+        list(values),
+        (rows, given),
+        indices,
+        num_experts=num_experts,
+        capacity=capacity,
+        vectorized=vectorized,
     )
     flags = iter(kept)
     return outputs, [ops.cast(next(flags), "bool") if masked else None for masked in mask_of_output]

@@ -54,6 +54,7 @@ class SingleExpert(keras.layers.Layer):
             num_experts=1,
             capacity=capacity,
             training=training,
+            vectorized=False,
         )
         if training:
             advance_seeds(variables, [is_seed(variable) for variable in variables])

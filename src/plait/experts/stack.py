@@ -3,14 +3,14 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops, tree
 
 from plait.errors import message
 from plait.experts.fresh import Initializers, fresh_values, is_seed
-from plait.experts.rows import advance_seeds, run_chosen
+from plait.experts.rows import CoupledRowsError, advance_seeds, run_chosen
 from plait.experts.stateless import call_with
 from plait.ops.backend import unstack, vectorized_map
 
@@ -179,19 +179,27 @@ class ExpertStack(keras.layers.Layer):
             columns = [unstack(leaf) for leaf in present]
             return _stack_each([of_one(one) for one in zip(*columns, strict=True)])
 
+        return self._vectorized_if_possible(
+            lambda vectorized: vectorized_map(of_one, present) if vectorized else one_by_one()
+        )
+
+    def _vectorized_if_possible(self, run: Callable[[bool], Any]) -> Any:
+        """Returns `run(True)`, or `run(False)` where the backend cannot vectorise the experts."""
         hidden = self._hidden
         if not hidden.vectorized:
-            return one_by_one()
+            return run(False)
         try:
-            return vectorized_map(of_one, present)
+            return run(True)
+        except CoupledRowsError:
+            raise
         except Exception as error:  # backends refuse in many ways; the loop shows a real fault
-            results = one_by_one()
+            results = run(False)
             hidden.vectorized = False
             reason = (str(error).splitlines() or [""])[0]
             warnings.warn(
                 f"The experts of {self.name!r} run one after another: the backend cannot "
                 f"vectorise them ({type(error).__name__}: {reason}).",
-                stacklevel=2,
+                stacklevel=3,
             )
             return results
 
@@ -201,33 +209,40 @@ class ExpertStack(keras.layers.Layer):
         """Runs each expert on the rows that chose it; see `plait.experts.rows.run_chosen`."""
         hidden = self._hidden
         values = [variable.value for variable in hidden.stacked]
-        # Buffers of a fixed capacity need the vectorised call; segments run without it.
-        capacity = capacity if hidden.vectorized else None
-        results = self._run_rows(values, rows, masks, indices, self.num_experts, capacity, training)
+        results = self._vectorized_if_possible(
+            lambda vectorized: run_chosen(
+                hidden.scaffold,
+                hidden.variables,
+                values,
+                rows,
+                masks,
+                indices,
+                num_experts=self.num_experts,
+                capacity=capacity,
+                training=training,
+                vectorized=vectorized,
+            )
+        )
         if training:
             advance_seeds(hidden.stacked, hidden.seeds)
         return results
 
-    def _run_rows(
-        self,
-        values: Sequence[Any],
-        rows: Any,
-        masks: Any,
-        indices: Any,
-        num_experts: int,
-        capacity: int | None,
-        training: bool,
+    def run_one_chosen(
+        self, expert: int, rows: Any, masks: Any, indices: Any, training: bool
     ) -> tuple[Any, list[Any]]:
+        """As `run_chosen` for one expert, where experts read different inputs."""
+        hidden = self._hidden
         return run_chosen(
-            self._hidden.scaffold,
-            self._hidden.variables,
-            values,
+            hidden.scaffold,
+            hidden.variables,
+            [unstack(variable.value)[expert][None] for variable in hidden.stacked],
             rows,
             masks,
             indices,
-            num_experts=num_experts,
-            capacity=capacity,
+            num_experts=1,
+            capacity=None,
             training=training,
+            vectorized=False,
         )
 
     def only(self, expert: int) -> "_OneOfStack":
@@ -277,19 +292,18 @@ class ExpertStack(keras.layers.Layer):
         """Reads nothing: the mixture reads its experts' variables."""
 
 
-class _OneOfStack:
+class _OneOfStack(NamedTuple):
     """Runs one expert of a stack on the rows that chose it."""
 
-    def __init__(self, stack: ExpertStack, expert: int) -> None:
-        self.stack = stack
-        self.expert = expert
+    stack: ExpertStack
+    expert: int
 
     def run_chosen(
         self, rows: Any, masks: Any, indices: Any, capacity: int | None, training: bool
     ) -> tuple[Any, list[Any]]:
         """See `ExpertStack.run_chosen`."""
-        values = [unstack(v.value)[self.expert][None] for v in self.stack._hidden.stacked]
-        return self.stack._run_rows(values, rows, masks, indices, 1, capacity, training)
+        del capacity  # one expert runs on its rows, however many
+        return self.stack.run_one_chosen(self.expert, rows, masks, indices, training)
 
 
 def _stack_each(structures: Sequence[Any]) -> Any:

@@ -9,7 +9,9 @@ from plait.ops import backend
 __all__ = ["apply_experts", "capacity", "keep_within_capacity"]
 
 
-def apply_experts(function, variables, inputs, indices, *, num_experts, capacity=None):
+def apply_experts(
+    function, variables, inputs, indices, *, num_experts, capacity=None, vectorized=True
+):
     """Runs each expert on the rows that chose it, and on no others.
 
     `out[i, j] = f_l(inputs[i])` with `l = indices[i, j]`, and zeros where `l = e`. Rows are sorted
@@ -31,6 +33,7 @@ def apply_experts(function, variables, inputs, indices, *, num_experts, capacity
             caller knows that no expert was chosen more than `c` times (see
             `keep_within_capacity`): one vectorised call on buffers `(e, c, …)`, where the backend
             is faster at that. What a choice beyond it gives is not defined.
+        vectorized: Whether one call of `function` may run several experts.
 
     Returns:
         What `function` returns, each leaf `(n, k, …)`.
@@ -59,11 +62,11 @@ def apply_experts(function, variables, inputs, indices, *, num_experts, capacity
         return [ops.convert_to_tensor(leaf) for leaf in tree.flatten(returned)]
 
     choices = _sort(indices, num_experts)
-    if capacity is None and not backend.loads_are_known():
-        capacity = math.prod(ops.shape(indices))
-    if capacity is None or backend.loops_are_faster():
-        outputs = backend.map_choices(on_leaves, variables, leaves, choices)
+    loops = capacity is None or not vectorized or backend.loops_are_faster()
+    if loops and backend.loads_are_known():
+        outputs = backend.map_choices(on_leaves, variables, leaves, choices, vectorized)
     else:
+        capacity = math.prod(ops.shape(indices)) if capacity is None else capacity
         outputs = _within_capacity(on_leaves, variables, leaves, indices, choices, capacity)
     num_rows, num_selected = ops.shape(indices)
     outputs = [ops.reshape(y, (num_rows, num_selected, *ops.shape(y)[1:])) for y in outputs]

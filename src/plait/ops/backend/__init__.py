@@ -10,10 +10,11 @@ plait is written on `keras.ops` and on these:
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
 - `take_rows`: rows by number, with a gradient that gathers too;
-- `map_choices(function, variables, leaves, choices)`: each expert on the rows that chose it,
-  whatever the load. `function` maps `(variables_of_one_expert, rows, segment)` to a list of
-  tensors `(r, …)`; `variables` is a list of tensors `(e, …)`, `leaves` of tensors `(n, …)`, the
-  result a list of tensors `(n * k, …)`, with zeros where nobody was chosen.
+- `map_choices(function, variables, leaves, choices, vectorized)`: each expert on the rows that
+  chose it, whatever the load. `function` maps `(variables_of_one_expert, rows, segment)` to a list
+  of tensors `(r, …)`; `variables` is a list of tensors `(e, …)`, `leaves` of tensors `(n, …)`, the
+  result a list of tensors `(n * k, …)`, with zeros where nobody was chosen. `vectorized` tells
+  whether one call may run several experts.
 """
 
 import importlib

@@ -133,8 +133,9 @@ def loops_are_faster():
     return jax.default_backend() == "cpu" and not inside.get()
 
 
-def map_choices(function, variables, leaves, choices):
+def map_choices(function, variables, leaves, choices, vectorized):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
+    del vectorized  # one expert after another in any case
     return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
 
 

@@ -104,11 +104,12 @@ def keep_gradient(tensor, kept):
 
 def loops_are_faster():
     """Whether a loop over experts in use beats one vectorised call on buffers of a capacity."""
-    return False
+    return not tf.config.list_physical_devices("GPU")  # buffers have spare rows
 
 
-def map_choices(function, variables, leaves, choices):
+def map_choices(function, variables, leaves, choices, vectorized):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
+    del vectorized  # one expert after another in any case
     return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
 
 

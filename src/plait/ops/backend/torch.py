@@ -1,13 +1,14 @@
 """The seam on PyTorch."""
 
 from contextlib import nullcontext as outside_of_graphs
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from plait.ops.backend.structure import is_float
+from plait.ops.backend.groups import Group, affordable_spare_rows, groups
+from plait.ops.backend.structure import is_float, vectorized_map_with
 
 __all__ = [
     "forget_gradients",
@@ -178,37 +179,97 @@ class _KeepGradient(torch.autograd.Function):
 
 def loops_are_faster():
     """Whether a loop over experts in use beats one vectorised call on buffers of a capacity."""
-    return False
+    return True  # experts of like load together, with fewer spare rows
 
 
-def map_choices(function, variables, leaves, choices):
+def map_choices(function, variables, leaves, choices, vectorized):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`.
 
-    A loop over the experts in use. Variables are unbound once, and rows split once: indexing them
-    inside the loop would make a gradient the size of all experts, or all rows, at every step.
+    A loop over groups of neighbouring experts, each one vectorised call on as many rows per expert
+    as the largest load of the group; spare places repeat an expert's last row. Variables are split
+    once: indexing them in the loop would make a gradient the size of all experts at every step.
     """
     order, place, offsets, num_selected = choices
     bounds = offsets.tolist()
-    sizes = [b - a for a, b in pairwise(bounds)]
-    rest = order.shape[0] - bounds[-1]
+    loads = [b - a for a, b in pairwise(bounds)]
+    numbers = sum(variable[0].numel() for variable in variables)
     # Where nobody was chosen, one call on no rows gives the outputs their shape.
-    used = [number for number, size in enumerate(sizes) if size] or [0]
-    back = place.reshape(-1, num_selected)
-    split = [
-        _Reorder.apply(leaf, order // num_selected, back).split([*sizes, rest]) for leaf in leaves
+    found = groups(loads, affordable_spare_rows(numbers) if vectorized else -1) or [Group(0, 1, 0)]
+    source, slot = _layout(found, bounds, order)
+    chosen = slot[place]
+    rows = [
+        _Gather.apply(leaf, source // num_selected, chosen.reshape(-1, num_selected))
+        for leaf in leaves
     ]
-    unstacked = [unstack(variable) for variable in variables]
+    sizes = [group.num_rows for group in found]
+    rows = [leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows]
+    parts = _parts(found, len(loads))
+    split = [variable.split(parts) for variable in variables]
     results = [
-        function([slices[i] for slices in unstacked], [rows[i] for rows in split], i) for i in used
+        _run_group(
+            function,
+            [pieces[2 * number + 1] for pieces in split],
+            [pieces[number] for pieces in rows],
+            group,
+            loads,
+        )
+        for number, group in enumerate(found)
     ]
     outputs = []
     for values in zip(*results, strict=True):
-        zeros = values[0].new_zeros((rest, *values[0].shape[1:]))
-        outputs.append(_Reorder.apply(torch.cat([*values, zeros]), place, order[:, None]))
+        zero = values[0].new_zeros((len(source) - sum(sizes), *values[0].shape[1:]))
+        outputs.append(_Collect.apply(torch.cat([*values, zero]), chosen))
     return outputs
 
 
-class _Reorder(torch.autograd.Function):
+def _layout(found, bounds, order):
+    """Where the rows of the groups come from, and where they stand.
+
+    Returns:
+        A pair: int `(r,)`, the choice that each row of the groups belongs to, and int `(n * k,)`,
+        the row at which the choice at each place stands. Where some choices are of nobody, one
+        more row stands for them behind the groups'.
+    """
+    members = [(expert, group.size) for group in found for expert in range(*group[:2])]
+    table = [
+        (bounds[expert], bounds[expert + 1] - bounds[expert], size) for expert, size in members
+    ]
+    first, load, width = torch.tensor(table, device=order.device).T
+    member = torch.repeat_interleave(width)
+    step = torch.arange(len(member), device=order.device) - (torch.cumsum(width, 0) - width)[member]
+    load = load[member]
+    source = order[first[member] + torch.minimum(step, load - 1).clamp(min=0)]
+    slot = torch.nonzero(step < load)[:, 0]
+    nobody = len(order) - bounds[-1]
+    if nobody:
+        source = torch.cat([source, order[:1]])
+        slot = torch.cat([slot, slot.new_full((nobody,), len(member))])
+    return source, slot
+
+
+def _parts(found, num_experts):
+    """Numbers of experts before, in, and between the groups, and behind the last."""
+    edges = [0, *chain.from_iterable((g.start, g.end) for g in found), num_experts]
+    return [b - a for a, b in pairwise(edges)]
+
+
+def _run_group(function, variables, rows, group, loads):
+    """The outputs `(r, …)` of one group."""
+    if group.num_experts == 1:
+        return function([variable[0] for variable in variables], rows, group.start)
+    if not all(loads[group.start : group.end]):
+        # An expert without rows runs on another's, and must not learn from what it makes of them.
+        used = torch.tensor(loads[group.start : group.end], device=variables[0].device) > 0
+        variables = [keep_gradient(v, used) if is_float(v) else v for v in variables]
+    shape = group.num_experts, group.size
+    fed = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in rows]
+    experts = torch.arange(group.start, group.end, dtype=torch.int32, device=rows[0].device)
+    mapped = variables, fed, experts
+    values = vectorized_map_with(vectorize, lambda one, _: function(*one), mapped, None)
+    return [value.flatten(0, 1) for value in values]
+
+
+class _Gather(torch.autograd.Function):
     """`take_rows` where no number is past the end."""
 
     @staticmethod
@@ -224,3 +285,21 @@ class _Reorder(torch.autograd.Function):
         (inverse,) = ctx.saved_tensors
         gradients = [gradient.index_select(0, inverse[:, k]) for k in range(inverse.shape[1])]
         return sum(gradients[1:], gradients[0]), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Rows by number, each taken once: the gradient is copied, not added, to where it belongs."""
+
+    @staticmethod
+    def forward(tensor, index):
+        return tensor.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).index_copy_(0, index, gradient), None
