@@ -149,14 +149,19 @@ def keep_within_capacity(indices, weights, num_experts, capacity):
 
     ```
     """
-    indices = ops.cast(indices, "int32")
-    expert = ops.reshape(indices, (-1,))
-    heavy = ops.argsort(-ops.reshape(ops.convert_to_tensor(weights), (-1,)))
-    grouped = ops.argsort(ops.take(expert, heavy))
-    place = ops.cast(ops.argsort(ops.take(heavy, grouped)), "int32")
-    position = place - ops.take(_offsets(expert, num_experts), expert)
-    kept = (expert < num_experts) & (position < capacity)
-    return ops.reshape(kept, ops.shape(indices))
+    expert = ops.reshape(ops.cast(indices, "int32"), (-1,))
+    offsets = _offsets(expert, num_experts)
+    somebody = expert < num_experts
+
+    def heaviest():
+        heavy = ops.argsort(-ops.reshape(ops.convert_to_tensor(weights), (-1,)))
+        grouped = ops.argsort(ops.take(expert, heavy))
+        place = ops.cast(ops.argsort(ops.take(heavy, grouped)), "int32")
+        return somebody & (place - ops.take(offsets, expert) < capacity)
+
+    # The three sorts take longer than routing, and most often nothing overflows.
+    overflows = ops.any(offsets[1:] - offsets[:-1] > capacity)
+    return ops.reshape(ops.cond(overflows, heaviest, lambda: somebody), ops.shape(indices))
 
 
 def capacity(num_rows, num_selected, num_experts, factor):

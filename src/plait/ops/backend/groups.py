@@ -7,7 +7,7 @@ from typing import NamedTuple
 __all__ = ["Group", "affordable_spare_rows", "groups"]
 
 # What one more call of Keras layers costs, in multiply-adds.
-_CALL = 1e8
+_CALL = 2e8
 # Reading the variables of one more expert costs about what so many rows cost.
 _READ = 16
 
