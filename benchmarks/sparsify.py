@@ -87,4 +87,4 @@ def rows(arguments):
 
 
 if __name__ == "__main__":
-    show(rows(options(__doc__, repeats=3)))
+    show(rows(options(__doc__, repeats=7)))

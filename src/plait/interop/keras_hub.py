@@ -1,6 +1,7 @@
 """KerasHub's mixtures of experts, run sparsely: each expert on the tokens that chose it."""
 
 import importlib.util
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -20,31 +21,69 @@ __all__ = ["sparsify"]
 _COMPILED = ("train_function", "test_function", "predict_function", "generate_function")
 
 
+def _gated(experts: Any, rows: Any, gate: Any, up: Any, down: Any) -> Any:
+    """Returns `(act(x · W_gate) ∘ x · W_up) · W_down`, the activation in float32."""
+    opened = experts.activation(ops.cast(ops.matmul(rows, gate), "float32"))
+    hidden = ops.matmul(rows, up) * ops.cast(opened, experts.compute_dtype)
+    return ops.matmul(hidden, down)
+
+
+def _gated_in_one(experts: Any, rows: Any, gate_and_up: Any, down: Any) -> Any:
+    """Returns `(act(x · W_gate) ∘ x · W_up) · W_down`, where one matrix holds the first two."""
+    gate, up = ops.split(ops.matmul(rows, gate_and_up), 2, axis=-1)
+    return ops.matmul(up * experts.activation(gate), down)
+
+
+def _gated_in_turns(
+    experts: Any, rows: Any, gate_and_up: Any, bias: Any, down: Any, down_bias: Any
+) -> Any:
+    """Returns `((u + 1) ∘ g ∘ σ(α · g)) · W_down + b`; columns of g and u take turns, clipped."""
+    opened = ops.matmul(rows, gate_and_up) + bias
+    gate = ops.clip(opened[..., ::2], -1e9, experts.limit)
+    up = ops.clip(opened[..., 1::2], -experts.limit, experts.limit)
+    hidden = (up + 1) * (gate * ops.sigmoid(gate * experts.alpha))
+    return ops.matmul(hidden, down) + down_bias
+
+
 class _Layout(NamedTuple):
     """What one family calls its parts. The layers have no public classes; names are public.
 
     Attributes:
+        expert: What one expert computes: maps the layer of all experts, rows `(r, d)` and the
+            expert's weights to `(r, d)`. KerasHub's own call runs all experts on the same rows.
+        weights: Names of the experts' weights, in the order in which `expert` takes them.
         router: Name of the layer that scores the experts.
         shared: Names of the expert that every token visits and of its gate, or none.
         loss: Attribute with the coefficient of the load-balance loss, or `None` without one.
         tells_weights: Whether the block returns, beside its output, weights rather than scores.
     """
 
-    router: str
+    expert: Callable[..., Any]
+    weights: tuple[str, ...]
+    router: str = "sparse_feedforward_gate_dense"
     shared: tuple[str, ...] = ()
     loss: str | None = None
     tells_weights: bool = False
 
 
+_GATE, _UP, _DOWN = (
+    f"expert_feedforward_{part}_dense" for part in ("gate", "intermediate", "output")
+)
 # By the class of the block. An unknown class is left as it is: its routing may differ.
 _LAYOUTS = {
-    "GptOssSparseMoeBlock": _Layout("router_dense", tells_weights=True),
-    "MixtralSparseMoeBlock": _Layout("sparse_feedforward_gate_dense", loss="router_aux_loss_coef"),
+    "GptOssSparseMoeBlock": _Layout(
+        _gated_in_turns,
+        ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"),
+        router="router_dense",
+        tells_weights=True,
+    ),
+    "MixtralSparseMoeBlock": _Layout(_gated, (_GATE, _UP, _DOWN), loss="router_aux_loss_coef"),
     "Qwen3SparseMoeBlock": _Layout(
-        "sparse_feedforward_gate_dense", loss="router_aux_loss_coefficient"
+        _gated_in_one, (_GATE, _DOWN), loss="router_aux_loss_coefficient"
     ),
     "QwenSparseMoeBlock": _Layout(
-        "sparse_feedforward_gate_dense",
+        _gated_in_one,
+        (_GATE, _DOWN),
         shared=("shared_expert_dense", "shared_expert_gate_dense"),
         loss="router_aux_loss_coefficient",
     ),
@@ -140,7 +179,7 @@ def _call(
     tokens = ops.reshape(hidden_states, (-1, block.hidden_dim))
     scores = parts[layout.router](tokens)
     routing = top_k(scores, block.top_k, renormalize=getattr(block, "norm_top_k_prob", True))
-    outputs = _run_chosen(parts["experts"], tokens, routing.indices, block.num_experts)
+    outputs = _run_chosen(layout, parts["experts"], tokens, routing.indices)
     out = merge_chosen(routing.weights, routing.indices, outputs, block.compute_dtype)
     if layout.shared:
         expert, gate = (parts[name] for name in layout.shared)
@@ -153,49 +192,28 @@ def _call(
     return ops.reshape(out, ops.shape(hidden_states)), told
 
 
-def _run_chosen(experts: Any, tokens: Any, indices: Any, num_experts: int) -> Any:
-    """Runs each expert on the tokens that chose it, by the arithmetic of KerasHub's own layer.
+def _run_chosen(layout: _Layout, experts: Any, tokens: Any, indices: Any) -> Any:
+    """Runs each expert on the tokens that chose it.
 
     Args:
-        experts: The layer; maps `(r, d)` to `(e, r, d)` for whatever `e` its variables have.
+        layout: The family's.
+        experts: The layer of all experts.
         tokens: Tensor `(n, d)`.
         indices: int32 `(n, k)`.
-        num_experts: `e`.
 
     Returns:
         Tensor `(n, k, d)`.
     """
-    variables = experts.variables
+    weights = {variable.name: variable.value for variable in experts.variables}
 
     def one(values: list[Any], rows: Any, segment: Any) -> Any:
         del segment
-        cast = [ops.cast(value[None], experts.compute_dtype) for value in values]
-        return type(experts).call(_OneExpert(experts, variables, cast), rows)[0]
+        return layout.expert(
+            experts, rows, *(ops.cast(value, experts.compute_dtype) for value in values)
+        )
 
-    values = [variable.value for variable in variables]
-    return apply_experts(one, values, tokens, indices, num_experts=num_experts)
-
-
-class _OneExpert:
-    """Passes for the layer of all experts in its own `call`, with the variables of one expert.
-
-    So nothing is known here of what an expert computes, or of how its variables are called and
-    laid out behind their first axis.
-
-    Args:
-        experts: The layer.
-        variables: Its variables.
-        values: What stands in for each, a tensor `(1, …)`.
-    """
-
-    def __init__(self, experts: Any, variables: list[Any], values: list[Any]) -> None:
-        self.experts = experts
-        self.instead = {id(v): value for v, value in zip(variables, values, strict=True)}
-
-    def __getattr__(self, name: str) -> Any:
-        """Returns the layer's attribute, or what stands in for it."""
-        value = getattr(self.experts, name)
-        return self.instead.get(id(value), value)
+    values = [weights[name] for name in layout.weights]
+    return apply_experts(one, values, tokens, indices, num_experts=experts.num_experts)
 
 
 def _token_mask(attention_mask: Any) -> Any:
