@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Tests compile many small programs once: XLA's optimiser takes longer than what it saves.
 test-jax check: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test check lint bench bench-gpu clean
 
 demo: $(VENV)/.demo
 	KERAS_BACKEND=jax $(BIN)/plait fit data/vowel/train.csv --target vowel --test data/vowel/test.csv \
@@ -33,6 +33,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# Where the backends' GPU builds are installed: PYTHON is then their interpreter.
+bench-gpu:
+	$(PYTHON) -m benchmarks --device gpu --dtype float32 bfloat16
 
 clean:
 	rm -rf $(VENV) demo/model.keras demo/report.html

@@ -1,8 +1,8 @@
 """Runs every benchmark, a process per backend, and writes the table beside the targets.
 
 `python -m benchmarks` writes `benchmarks/results/<machine>.md`;
-`python -m benchmarks --device gpu --dtype bfloat16` the same for a GPU. With `--scripts` or
-`--backends` the other rows of the file stay as they were.
+`python -m benchmarks --device gpu --dtype float32 bfloat16` the same for a GPU, a file for each
+dtype. With `--scripts` or `--backends` the other rows of a file stay as they were.
 """
 
 import argparse
@@ -25,16 +25,16 @@ THREADS = ("OMP_NUM_THREADS",)  # what a machine shared with others may have to 
 GPU_NAME = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
 
 
-def run(script, backend, arguments):
+def run(script, backend, device, dtype):
     """Runs one script in a process of its own; returns its rows, and its error if it failed."""
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "PLAIT_ROWS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    if arguments.device == "cpu":
+    if device == "cpu":
         environment = hide_gpu(environment)
-    flags = ["--device", arguments.device, "--dtype", arguments.dtype]
+    flags = ["--device", device, "--dtype", dtype]
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{script}", *flags],
         env=environment,
@@ -69,16 +69,16 @@ def version(package):
         return f"{package} missing"
 
 
-def heading(arguments):
+def heading(device, dtype):
     """Returns the lines above the table."""
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     load = os.getloadavg()[0]
     return [
-        f"# Benchmarks: {machine(arguments.device)}, {arguments.dtype}",
+        f"# Benchmarks: {machine(device)}, {dtype}",
         "",
         f"Made by `{command}`. Ratios are medians of paired runs within one process.",
         "",
-        f"- {processor()}, {os.cpu_count()} cores, {arguments.dtype}; "
+        f"- {processor()}, {os.cpu_count()} cores, {dtype}; "
         f"load average at the start {load:.1f}"
         + "".join(f"; {name}={os.environ[name]}" for name in THREADS if name in os.environ),
         f"- Python {platform.python_version()}, " + ", ".join(map(version, PACKAGES)),
@@ -108,20 +108,26 @@ def kept(path, scripts, backends):
 
 
 def main():
-    """Runs what was asked for, and writes the table as it grows."""
+    """Runs what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     arguments = parser.parse_args()
-    suffix = "" if arguments.dtype == "float32" else f"-{arguments.dtype}"
-    path = RESULTS / f"{machine(arguments.device)}{suffix}.md"
     RESULTS.mkdir(exist_ok=True)
-    lines = heading(arguments) + kept(path, arguments.scripts, arguments.backends)
-    for script in arguments.scripts:
-        for backend in arguments.backends:
-            found, error = run(script, backend, arguments)
+    for dtype in arguments.dtype:
+        table(arguments.scripts, arguments.backends, arguments.device, dtype)
+
+
+def table(scripts, backends, device, dtype):
+    """Writes the table of one dtype as it grows."""
+    suffix = "" if dtype == "float32" else f"-{dtype}"
+    path = RESULTS / f"{machine(device)}{suffix}.md"
+    lines = heading(device, dtype) + kept(path, scripts, backends)
+    for script in scripts:
+        for backend in backends:
+            found, error = run(script, backend, device, dtype)
             lines += [line(row, backend, script) for row in found]
             if error:
                 lines.append(f"| nothing | {backend} | | failed | | {error} | {script} |")
