@@ -10,7 +10,7 @@ import scipy.stats
 from keras import ops
 
 import plait
-from plait.training import EMResult, choose_num_experts, fit_em
+from plait.training import EMResult, choose_num_experts, em, fit_em
 from plait.training.regression import log_softmax, with_intercept
 
 # GNP per head (thousand US dollars) and CO2 emissions per head (tonnes) of 28 countries in 1996:
@@ -44,18 +44,83 @@ def mixture(family, num_experts, gate=None, units=1):
     return plait.Mixture(expert, num_experts=num_experts, gate=gate)
 
 
+@pytest.fixture
+def totals(monkeypatch):
+    """Notes the log-likelihood at every E-step, also where fit_em would take the step back."""
+    noted, expect = [], em._Parts.expect
+
+    def noting(parts):
+        noted.append(expect(parts))
+        return noted[-1]
+
+    monkeypatch.setattr(em._Parts, "expect", noting)
+    return lambda: np.array([total for total, _ in noted])
+
+
 @pytest.mark.filterwarnings("ignore:Experts .* explain next to nothing")  # random data, few rows
+@pytest.mark.parametrize("problem", range(18))
 @pytest.mark.parametrize("family", ACTIVATIONS)
-def test_the_likelihood_never_falls_on_random_problems(family, rng):
-    """Fifty problems over the four families; also with two targets, and both kinds of gate."""
-    for problem in range(13):
-        units = 2 if problem % 3 == 2 else 1
-        mix = mixture(family, 2 + problem % 2, "constant" if problem % 2 else None, units)
-        x, y = draw(family, rng, units=1 if family == "categorical" else units)
-        found = fit_em(mix, x, y, family=family, restarts=1, max_iterations=25, verbose=0)
-        steps = np.diff(found.history["log_likelihood"])
-        assert len(steps) > 0
-        assert (steps >= 0).all()
+def test_the_likelihood_never_falls_on_random_problems(family, problem, rng, totals):
+    """72 problems: families, gates, with and without sample weights, one target and two.
+
+    No step has to be taken back: it falls by no more than sums are rounded.
+    """
+    rng = np.random.default_rng([rng.integers(2**31), problem])
+    gate = (None, "constant", "uniform")[problem % 3]
+    weighted = problem // 3 % 2 == 1
+    units = 2 if problem >= 12 and family != "categorical" else 1
+    mix = mixture(family, 2 + problem % 2, gate, units)
+    x, y = draw(family, rng, units=units)
+    weights = rng.gamma(1, size=len(x)) * (rng.random(len(x)) < 0.8) if weighted else None
+    found = fit_em(
+        mix, x, y, family=family, restarts=1, max_iterations=25, sample_weight=weights, verbose=0
+    )
+    reached = totals()
+    assert len(reached) > 1
+    assert (np.diff(reached) >= -1e-10 * np.abs(reached[1:])).all()
+    history = found.history["log_likelihood"]
+    assert (np.diff(history) >= 0).all()
+    assert history == list(reached[: len(history)])
+
+
+def everything(found, mix):
+    """What a fit leaves behind, flat; of the scores, their differences: a softmax sees no more."""
+    kernels = [weight for i in range(mix.num_experts) for weight in mix.expert(i).get_weights()]
+    scores = [weight - weight.mean(axis=-1, keepdims=True) for weight in mix.gate.get_weights()]
+    scales = [] if found.scales is None else [found.scales]
+    parts = [*kernels, *scores, *scales, found.restarts, [found.bic, found.icl]]
+    return np.concatenate([np.ravel(part) for part in parts])
+
+
+@pytest.mark.parametrize("gate", ["constant", None])
+@pytest.mark.parametrize("family", ["gaussian", "poisson"])
+def test_a_row_that_weighs_k_is_as_good_as_k_rows(family, gate, rng):
+    """Log-likelihoods of all restarts, parameters, BIC and ICL; a row of weight 0 is no row."""
+    x, y = draw(family, rng)
+    weights = rng.integers(0, 4, len(x))
+    x[weights == 0] = np.nan
+    known = {"family": family, "restarts": 3, "max_iterations": 20, "seed": 0, "verbose": 0}
+    first, second = mixture(family, 2, gate), mixture(family, 2, gate)
+    weighted = fit_em(first, x, y, sample_weight=weights, validation_data=(x, y, weights), **known)
+    repeated = fit_em(second, x.repeat(weights, axis=0), y.repeat(weights, axis=0), **known)
+    np.testing.assert_allclose(
+        everything(weighted, first), everything(repeated, second), rtol=1e-5, atol=1e-6
+    )
+    for name in ("val_log_likelihood", "log_likelihood"):
+        np.testing.assert_allclose(
+            weighted.history[name], repeated.history["log_likelihood"], rtol=1e-9
+        )
+    assert weighted.dead == repeated.dead
+
+
+def test_weights_of_one_are_no_weights(rng):
+    x, y = draw("gaussian", rng)
+    found = []
+    for weights in (None, np.ones(len(x))):
+        mix = mixture("gaussian", 2)
+        fitted = fit_em(mix, x, y, sample_weight=weights, restarts=2, seed=0, verbose=0)
+        found.append(everything(fitted, mix))
+    np.testing.assert_array_equal(*found)
 
 
 def test_the_published_likelihood_of_the_co2_data_is_reached():
@@ -149,9 +214,14 @@ def test_experts_that_read_different_inputs(rng):
     assert found.num_parameters == 2 + 3 + 2
 
 
-def small_network():
+def small_network(l2=0.0):
+    hidden = keras.layers.Dense(6, activation="tanh", kernel_regularizer=keras.regularizers.L2(l2))
+    return keras.Sequential([keras.Input((1,)), hidden, keras.layers.Dense(1)])
+
+
+def deep_gate():
     return keras.Sequential(
-        [keras.Input((1,)), keras.layers.Dense(6, activation="tanh"), keras.layers.Dense(1)]
+        [keras.Input((1,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2, "softmax")]
     )
 
 
@@ -160,10 +230,7 @@ def test_deep_experts_climb_by_gradients_and_never_fall(gate, rng):
     keras.utils.set_random_seed(0)
     x = rng.uniform(-1, 1, size=(96, 1)).astype("float32")
     y = np.where(x > 0, np.sin(4 * x), x**2).astype("float32")
-    if gate == "deep":
-        gate = keras.Sequential(
-            [keras.Input((1,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2, "softmax")]
-        )
+    gate = deep_gate() if gate == "deep" else None
     mix = plait.Mixture([small_network(), small_network()], gate=gate)
     found = fit_em(
         mix, x, y, max_iterations=6, epochs=4, learning_rate=0.02, validation_data=(x, y), verbose=0
@@ -173,6 +240,33 @@ def test_deep_experts_climb_by_gradients_and_never_fall(gate, rng):
     assert climb[-1] > climb[0] + 10
     np.testing.assert_allclose(found.history["val_log_likelihood"], climb, rtol=1e-4)
     assert mix.evaluate(x, y, verbose=0) == pytest.approx(-found.log_likelihood / 96, rel=1e-3)
+
+
+def test_weights_count_in_gradient_steps_as_repeated_rows_do(rng):
+    """Deep experts with a regulariser under a deep gate, the whole data in one batch."""
+    x = rng.uniform(-1, 1, size=(24, 1)).astype("float32")
+    y = np.where(x > 0, np.sin(4 * x), x**2).astype("float32")
+    weights = rng.integers(0, 5, 24)
+    found = []
+    for counted in (False, True):
+        keras.utils.set_random_seed(0)
+        mix = plait.Mixture([small_network(0.01), small_network(0.01)], gate=deep_gate())
+        given = (x, y, weights) if counted else (x.repeat(weights, 0), y.repeat(weights, 0), None)
+        fitted = mix.fit_em(
+            *given[:2],
+            sample_weight=given[2],
+            batch_size=1000,
+            max_iterations=3,
+            epochs=3,
+            verbose=0,
+        )
+        history = fitted.history["log_likelihood"]
+        assert history[-1] > history[0]
+        found.append(np.concatenate([history, fitted.scales, [fitted.bic]]))
+    np.testing.assert_allclose(*found, rtol=1e-4)
+    loss = mix.evaluate(x, y, sample_weight=weights, batch_size=1000, verbose=0)
+    extra = sum(float(ops.convert_to_numpy(ops.stop_gradient(each))) for each in mix.losses)
+    assert (loss - extra) * 24 == pytest.approx(-fitted.log_likelihood, rel=1e-4)
 
 
 def test_linear_experts_under_a_deep_gate_climb(rng):
@@ -197,6 +291,16 @@ def test_an_expert_that_explains_nothing_is_reported(rng):
     with pytest.warns(UserWarning, match=r"Experts \[.*\] of 'mixture.*' explain next to nothing"):
         found = fit_em(mix, x, 2 * x, restarts=2, seed=0, verbose=0)
     assert found.dead
+
+
+def test_who_is_dead_is_a_question_of_weight(rng):
+    """Eighty rows that weigh 0.01 each are less than one: nobody explains a row's worth."""
+    x, y = draw("gaussian", rng, rows=80)
+    fit = {"restarts": 2, "seed": 0, "verbose": 0}
+    with pytest.warns(UserWarning, match=r"Experts \[0, 1\] of"):
+        found = fit_em(mixture("gaussian", 2), x, y, sample_weight=np.full(80, 0.01), **fit)
+    assert found.dead == [0, 1]
+    assert not fit_em(mixture("gaussian", 2), x, y, sample_weight=np.full(80, 1.5), **fit).dead
 
 
 def two_lines(rng):
@@ -224,10 +328,32 @@ def test_the_number_of_experts_is_found(criterion, rng):
     assert sorted(found.results) == [1, 2, 3]
 
 
+def test_weights_count_where_the_number_of_experts_is_chosen(rng):
+    """Rows of the second line weigh nothing: one expert is enough."""
+    x, y = two_lines(rng)
+    found = choose_num_experts(
+        lambda e: mixture("gaussian", e, "constant"),
+        x,
+        y,
+        (1, 2),
+        sample_weight=y[:, 0] > 0,
+        restarts=5,
+        seed=0,
+        verbose=0,
+    )
+    assert found.num_experts == 1
+    bic = -2 * found.results[1].log_likelihood + 3 * np.log((y > 0).sum())
+    assert found.results[1].bic == pytest.approx(bic)
+
+
 def test_progress_is_shown(rng, capsys):
     x, y = two_lines(rng)
     fit_em(mixture("gaussian", 2), x, y, restarts=2, max_iterations=2, seed=0)
     assert "log_likelihood" in capsys.readouterr().out
+
+
+def weighted(x, y, weights):
+    return fit_em(mixture("gaussian", 2), x, y, sample_weight=weights)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +366,15 @@ def test_progress_is_shown(rng, capsys):
                 plait.Mixture([keras.layers.Dense(1)] * 1, keras.layers.Dense(1)), x[None], y[None]
             ),
             r"weights of shape \(None, 120, 1\)|weights of shape \(1, 120, 1\)",
+        ),
+        (lambda x, y: weighted(x, y, np.ones((120, 1))), r"sample_weight of shape \(120, 1\)"),
+        (lambda x, y: weighted(x, y, np.ones(7)), r"each of the 120 rows.*of shape \(7,\)"),
+        (lambda x, y: weighted(x, y, np.arange(120) - 3.0), r"Received: -3.0 for row 0"),
+        (lambda x, y: weighted(x, y, np.where(np.arange(120) == 8, np.inf, 1)), "inf for row 8"),
+        (lambda x, y: weighted(x, y, np.zeros(120)), "not all zero. Received: zeros alone"),
+        (
+            lambda x, y: fit_em(mixture("gaussian", 2), x, y, validation_data=(x, y, y)),
+            r"sample_weight of shape \(120, 1\)",
         ),
         (lambda x, y: choose_num_experts(None, x, y, ()), r"candidates=\[\]"),
         (lambda x, y: choose_num_experts(None, x, y, criterion="aic"), "Received: 'aic'"),

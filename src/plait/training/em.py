@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 
 from plait.errors import message
 from plait.losses import MixtureNLL, families
@@ -24,15 +25,17 @@ class EMResult(NamedTuple):
     """What `fit_em` found.
 
     Attributes:
-        log_likelihood: `Σ_n log Σ_l w_l p_l` of the training data, at the end of the best run.
+        log_likelihood: `Σ_n s_n log Σ_l w_l p_l` of the training data, with sample weights `s`, at
+            the end of the best run.
         history: Dict with the `"log_likelihood"` before and after each iteration of the best run,
             and `"val_log_likelihood"` where validation data were given.
         restarts: The final log-likelihood of each run.
         converged: Whether the best run stopped before `max_iterations`.
-        dead: Experts left with less than one example's worth of responsibility, or whose scale
-            shrank to its bound: they explain next to nothing.
+        dead: Experts left with less than one row's worth of responsibility, weighted, or whose
+            scale shrank to its bound: they explain next to nothing.
         num_parameters: Number of free parameters.
-        bic: `−2 · log_likelihood + num_parameters · log n`, lower is better (Schwarz 1978).
+        bic: `−2 · log_likelihood + num_parameters · log n`, lower is better (Schwarz 1978); `n` is
+            the sum of the sample weights, the number of rows where there are none.
         icl: `bic` plus twice the entropy of the responsibilities (Biernacki et al. 2000).
         scales: The learned standard deviations `(e,)` of Gaussian experts, else `None`.
     """
@@ -61,10 +64,11 @@ def fit_em(
     batch_size: int | None = None,
     learning_rate: float = 0.01,
     validation_data: Any = None,
+    sample_weight: Any = None,
     seed: int | None = None,
     verbose: int | str = "auto",
 ) -> EMResult:
-    """Fits a mixture to its likelihood `Σ_n log Σ_l w_l(x_n) p_l(y_n | x_n)` by EM.
+    """Fits a mixture to its likelihood `Σ_n s_n log Σ_l w_l(x_n) p_l(y_n | x_n)` by EM.
 
     The E-step computes responsibilities. The M-step fits the experts and the gate to them: to
     convergence, in float64, where an expert is one Dense layer with its family's canonical
@@ -87,7 +91,10 @@ def fit_em(
         epochs: Epochs of one M-step where it goes by gradients.
         batch_size: As in `fit`, where a step goes by gradients.
         learning_rate: Of Adam, where a step goes by gradients.
-        validation_data: `None` or a pair `(x, y)`, whose log-likelihood is noted.
+        validation_data: `None`, `(x, y)` or `(x, y, sample_weight)`, whose log-likelihood is noted.
+        sample_weight: `None` or an array `(n,)`, not negative: how many rows each row counts as,
+            `s_n`. A row of weight 2 is as good as two rows, in `bic` too; one of weight 0 is left
+            out.
         seed: Seed of the random starts.
         verbose: 0 for silence, 1 for a progress bar, `"auto"` for 1.
 
@@ -95,7 +102,17 @@ def fit_em(
         `EMResult`.
 
     Raises:
-        ValueError: If weights have more axes than `(b, e)`, or a number is out of range.
+        ValueError: If weights have more axes than `(b, e)`, a number is out of range, or sample
+            weights are not one number for each row, not negative and not all zero.
+
+    Example:
+    >>> import keras, numpy as np, plait
+    >>> x = np.linspace(-1, 1, 40, dtype="float32")[:, None]
+    >>> y = np.where(np.arange(40) % 2, 3 * x[:, 0], -3 * x[:, 0]) + 0.1 * np.sin(97 * x[:, 0])
+    >>> mix = plait.Mixture(keras.layers.Dense(1), gate="constant", num_experts=2)
+    >>> found = mix.fit_em(x, y, sample_weight=np.full(40, 2), seed=0, verbose=0)
+    >>> found.num_parameters, found.dead
+    (7, [])
 
     References:
         Jordan, Jacobs (1994), Hierarchical mixtures of experts and the EM algorithm.
@@ -105,8 +122,10 @@ def fit_em(
     family = families.get(family)
     if not family.built:
         family.build((None, mixture.num_experts))
-    y = np.asarray(y)
-    experts = experts_of(mixture, family, x, y, batch_size)
+    x, y, sample_weight = _counted(x, y, sample_weight)
+    if validation_data is not None:
+        validation_data = _counted(*validation_data)
+    experts = experts_of(mixture, family, x, y, sample_weight, batch_size)
     gate = gate_of(mixture, x, batch_size)
     gradient = None
     if not (experts.exact and gate.exact):
@@ -126,7 +145,7 @@ def fit_em(
     bar = keras.utils.Progbar(
         runs, verbose=0 if verbose == 0 else 1, stateful_metrics=["log_likelihood"], unit_name="run"
     )
-    parts = _Parts(experts, gate, gradient)
+    parts = _Parts(experts, gate, gradient, sample_weight)
     best: _Run | None = None
     finals: list[float] = []
     for number in range(runs):
@@ -143,7 +162,7 @@ def fit_em(
     experts.write()
     gate.write()
     _compile(mixture, family, experts.scales())
-    return _result(mixture, best, finals, experts, gate)
+    return _result(mixture, best, finals, parts)
 
 
 class _Run(NamedTuple):
@@ -158,31 +177,34 @@ class _Run(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The drivers of one mixture."""
+    """The drivers of one mixture, and how many rows each row counts as, `(n,)`."""
 
     experts: Any
     gate: Any
     gradient: GradientSteps | None
+    sample_weight: Array
 
     def start(self, generator: np.random.Generator) -> None:
         """Starts at random: each linear expert from a few rows of its own."""
         self.gate.restart()
         self.experts.restart(generator)
         if isinstance(self.experts, LinearExperts):
-            self.experts.fit(_few_rows(self.experts, generator))
+            self.experts.fit(_few_rows(self.experts, self.sample_weight, generator))
         if self.gradient is not None:
             self.gradient.restart()
 
     def expect(self) -> tuple[float, Array]:
         """The E-step: returns the log-likelihood and the responsibilities `(n, e)`."""
-        return _explain(self.gate.log_weights() + self.experts.log_densities())
+        joint = self.gate.log_weights() + self.experts.log_densities()
+        return _explain(joint, self.sample_weight)
 
     def maximize(self, responsibilities: Array) -> None:
-        """The M-step."""
+        """The M-step: every driver reads the counts `s_n r_nl`."""
+        counts = self.sample_weight[:, None] * responsibilities
         if self.gradient is not None:
-            self.gradient.fit(responsibilities)
-        self.gate.fit(responsibilities)
-        self.experts.fit(responsibilities)
+            self.gradient.fit(counts)
+        self.gate.fit(counts)
+        self.experts.fit(counts)
 
     def run(self, tol: float, max_iterations: int, validation_data: Any) -> _Run:
         """Repeats E- and M-step until nothing is gained any more."""
@@ -218,35 +240,41 @@ class _Parts(NamedTuple):
 
     def validate(self, data: Any) -> float:
         """Returns the log-likelihood of other data."""
-        x, y = data
-        return _explain(self.gate.on(x) + self.experts.on(x, np.asarray(y)))[0]
+        x, y, sample_weight = data
+        return _explain(self.gate.on(x) + self.experts.on(x, y), sample_weight)[0]
 
     def dead(self, responsibilities: Array) -> list[int]:
         """Returns the experts that explain next to nothing."""
-        idle = responsibilities.sum(axis=0) < 1.0
+        idle = self.sample_weight @ responsibilities < 1.0
         scales = self.experts.scales()
         if scales is not None:
             idle = idle | (scales <= self.experts.smallest_scale() * (1 + 1e-9))
         return [int(expert) for expert in np.flatnonzero(idle)]
 
 
-def _explain(joint: Array) -> tuple[float, Array]:
-    """Returns `Σ_n log Σ_l exp(joint_nl)` and its gradient, the responsibilities."""
+def _explain(joint: Array, sample_weight: Array) -> tuple[float, Array]:
+    """Returns `Σ_n s_n log Σ_l exp(joint_nl)`, and the responsibilities."""
     top = joint.max(axis=1, keepdims=True)
     powers = np.exp(joint - top)
     sums = powers.sum(axis=1, keepdims=True)
-    return float((top + np.log(sums)).sum()), powers / sums
+    return float(sample_weight @ (top + np.log(sums))[:, 0]), powers / sums
 
 
-def _few_rows(experts: LinearExperts, generator: np.random.Generator) -> Array:
-    """Returns weights `(n, e)` that give each expert its own few rows, and a little of the rest."""
-    rows, num_experts = len(experts.target), len(experts.designs)
-    features = experts.designs[0].shape[1]
-    size = min(rows, max(2 * features, rows // (4 * num_experts)))
-    weights = np.full((rows, num_experts), 0.05)
+def _few_rows(
+    experts: LinearExperts, sample_weight: Array, generator: np.random.Generator
+) -> Array:
+    """Returns counts `(n, e)` that give each expert its own few rows, and a little of the rest.
+
+    A row is drawn as often as its weight says, so that weights start where repeated rows do.
+    """
+    num_experts, features = len(experts.designs), experts.designs[0].shape[1]
+    ends = np.cumsum(sample_weight)
+    size = max(2 * features, int(ends[-1]) // (4 * num_experts))
+    counts = np.repeat(0.05 * sample_weight[:, None], num_experts, axis=1)
     for expert in range(num_experts):
-        weights[generator.choice(rows, size, replace=False), expert] = 1.0
-    return weights
+        drawn = np.searchsorted(ends, generator.random(size) * ends[-1], side="right")
+        counts[:, expert] += np.bincount(drawn, minlength=len(ends))
+    return counts
 
 
 def _compile(mixture: "Mixture", family: families.Family, scales: Array | None) -> None:
@@ -256,13 +284,11 @@ def _compile(mixture: "Mixture", family: families.Family, scales: Array | None) 
         family.log_scale.assign(np.log(scales))  # type: ignore[attr-defined]
 
 
-def _result(
-    mixture: "Mixture", best: _Run, finals: list[float], experts: Any, gate: Any
-) -> EMResult:
+def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) -> EMResult:
     total, shares = best.history["log_likelihood"][-1], best.responsibilities
-    count = experts.num_parameters() + gate.num_parameters()
-    bic = -2.0 * total + count * float(np.log(len(shares)))
-    entropy = -float((shares * np.log(np.maximum(shares, 1e-300))).sum())
+    count = parts.experts.num_parameters() + parts.gate.num_parameters()
+    bic = -2.0 * total + count * float(np.log(parts.sample_weight.sum()))
+    entropies = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1)
     if best.dead:
         warnings.warn(
             f"Experts {best.dead} of {mixture.name!r} explain next to nothing after EM. Use fewer "
@@ -277,9 +303,44 @@ def _result(
         dead=best.dead,
         num_parameters=count,
         bic=bic,
-        icl=bic + 2.0 * entropy,
-        scales=experts.scales(),
+        icl=bic + 2.0 * float(parts.sample_weight @ entropies),
+        scales=parts.experts.scales(),
     )
+
+
+def _counted(x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Array, Array]:
+    """Returns the rows that count: inputs, target and weights `(n,)`, positive.
+
+    Raises:
+        ValueError: If the weights are not one number for each row, not negative and not all zero.
+    """
+    y = np.asarray(y)
+    if sample_weight is None:
+        return x, y, np.ones(len(y))
+    weights = np.asarray(sample_weight, "float64")
+    if weights.shape != (len(y),):
+        raise ValueError(
+            message(
+                f"`sample_weight` of fit_em must be one number for each of the {len(y)} rows",
+                f"sample_weight of shape {weights.shape}",
+                f"Use a sample_weight of shape {(len(y),)}",
+            )
+        )
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any() or not weights.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            message(
+                "`sample_weight` of fit_em must be finite, not negative and not all zero",
+                f"{weights[row]} for row {row}" if wrong.any() else "zeros alone",
+                "Use the number of rows that each row counts as, 0 to leave it out",
+            )
+        )
+    if weights.all():
+        return x, y, weights
+    kept = weights > 0
+    x = keras.tree.map_structure(lambda leaf: ops.convert_to_numpy(leaf)[kept], x)
+    return x, y[kept], weights[kept]
 
 
 def _check(mixture: "Mixture", x: Any, restarts: int | None, max_iterations: int) -> None:

@@ -35,6 +35,7 @@ class LinearExperts:
         family: The family's closed form.
         x: Input as for `fit`.
         y: Target.
+        sample_weight: Array `(n,)`, positive.
     """
 
     exact = True
@@ -46,6 +47,7 @@ class LinearExperts:
         family: LinearFamily,
         x: Any,
         y: Any,
+        sample_weight: Array,
     ) -> None:
         self.mixture = mixture
         self.family = family
@@ -56,6 +58,7 @@ class LinearExperts:
             for values in mixture._about.bank.values()
         ]
         self.target = family.target(y, self.coefficients[0].shape[1])
+        family.bound(self.target, sample_weight)
 
     def _designs(self, x: Any) -> list[Array]:
         selectors = self.mixture._about.selectors
@@ -78,10 +81,10 @@ class LinearExperts:
         """Returns `log p_l(y | x)` of the training data, `(n, e)`."""
         return self._densities(self.designs, self.target)
 
-    def fit(self, responsibilities: Array) -> None:
+    def fit(self, counts: Array) -> None:
         """Fits each expert to convergence; one without any share of the data stays as it is."""
         for expert, design in enumerate(self.designs):
-            weights = responsibilities[:, expert]
+            weights = counts[:, expert]
             if weights.sum() > 1e-8:
                 self.coefficients[expert] = self.family.fit(
                     design, self.target, weights, self.coefficients[expert], expert
@@ -104,10 +107,8 @@ class LinearExperts:
 
     def on(self, x: Any, y: Any) -> Array:
         """Returns `log p_l(y | x)` of other data, `(n, e)`."""
-        target = LinearFamily.target if isinstance(self.family, LinearGaussian) else None
-        units = self.coefficients[0].shape[1]
-        y = target(self.family, y, units) if target else self.family.target(y, units)
-        return self._densities(self._designs(x), y)
+        target = self.family.target(y, self.coefficients[0].shape[1])
+        return self._densities(self._designs(x), target)
 
     def write(self) -> None:
         """Gives kernels and biases to the mixture's experts."""
@@ -142,13 +143,20 @@ class KerasExperts:
         family: The family, built.
         x: Input as for `fit`.
         y: Target.
+        sample_weight: Array `(n,)`, positive.
         batch_size: As in `predict`.
     """
 
     exact = False
 
     def __init__(
-        self, mixture: "Mixture", family: Family, x: Any, y: Any, batch_size: int | None
+        self,
+        mixture: "Mixture",
+        family: Family,
+        x: Any,
+        y: Any,
+        sample_weight: Array,
+        batch_size: int | None,
     ) -> None:
         self.mixture = mixture
         self.family = family
@@ -157,7 +165,8 @@ class KerasExperts:
         form = linear_family(family, mixture.num_experts)
         self.gaussian = form if isinstance(form, LinearGaussian) and form.learned else None
         if self.gaussian is not None:
-            self.gaussian.target(np.asarray(y), 1 if np.ndim(y) == 1 else np.shape(y)[-1])
+            flat = np.asarray(y, "float64").reshape(len(y), -1)
+            self.gaussian.bound(flat, sample_weight)
 
     def _outputs(self, x: Any) -> Array:
         outputs = self.mixture.expert_outputs(x, batch_size=self.batch_size)
@@ -175,7 +184,7 @@ class KerasExperts:
         """Returns `log p_l(y | x)` of the training data, `(n, e)`."""
         return self._densities(self._outputs(self.x), self.y)
 
-    def fit(self, responsibilities: Array) -> None:
+    def fit(self, counts: Array) -> None:
         """Fits the scales alone, in closed form; the experts themselves take gradient steps."""
         if self.gaussian is None:
             return
@@ -183,7 +192,7 @@ class KerasExperts:
         target = np.asarray(self.y, "float64").reshape(outputs.shape[1:])
         flat = target.reshape(len(target), -1)
         for expert, output in enumerate(outputs):
-            weights = responsibilities[:, expert]
+            weights = counts[:, expert]
             if weights.sum() > 1e-8:
                 self.gaussian.fit_scale(output.reshape(flat.shape), flat, weights, expert)
 
@@ -238,7 +247,12 @@ class KerasExperts:
 
 
 def experts_of(
-    mixture: "Mixture", family: Family, x: Any, y: Any, batch_size: int | None
+    mixture: "Mixture",
+    family: Family,
+    x: Any,
+    y: Any,
+    sample_weight: Array,
+    batch_size: int | None,
 ) -> LinearExperts | KerasExperts:
     """Returns the driver of a mixture's experts: closed form where all of them are linear."""
     about = mixture._about
@@ -253,5 +267,5 @@ def experts_of(
     ):
         parts = topology.select_each(x, about.selectors)
         if all(isinstance(part, np.ndarray) and part.ndim == 2 for part in parts):
-            return LinearExperts(mixture, denses, form, x, y)  # type: ignore[arg-type]
-    return KerasExperts(mixture, family, x, y, batch_size)
+            return LinearExperts(mixture, denses, form, x, y, sample_weight)  # type: ignore[arg-type]
+    return KerasExperts(mixture, family, x, y, sample_weight, batch_size)

@@ -34,8 +34,8 @@ class FixedGate:
         rows = len(tree.flatten(x)[0])
         return np.broadcast_to(log_softmax(self.scores), (rows, self.scores.shape[1]))
 
-    def fit(self, responsibilities: Array) -> None:
-        """The M-step: does not lower `Σ r_nl log w_nl`."""
+    def fit(self, counts: Array) -> None:
+        """The M-step: does not lower `Σ c_nl log w_nl`, counts `c = s r` of shape `(n, e)`."""
 
     def restart(self) -> None:
         """Forgets the parameters."""
@@ -57,16 +57,17 @@ class FixedGate:
 
 
 class ConstantWeights(FixedGate):
-    """One learned weight per expert: the mean responsibility."""
+    """One learned weight per expert: its share of all counts."""
 
     def __init__(self, gate: ConstantGate, num_rows: int) -> None:
         super().__init__(num_rows, gate.num_experts)
         self.gate = gate
         self.scores = np.asarray(gate.scores, "float64")[None]
 
-    def fit(self, responsibilities: Array) -> None:
-        """Sets each weight to the mean responsibility."""
-        self.scores = np.log(np.maximum(responsibilities.mean(axis=0), 1e-30))[None]
+    def fit(self, counts: Array) -> None:
+        """Sets each weight to the expert's share of all counts."""
+        shares = counts.sum(axis=0) / counts.sum()
+        self.scores = np.log(np.maximum(shares, 1e-30))[None]
 
     def restart(self) -> None:
         """Forgets the weights."""
@@ -106,14 +107,11 @@ class LinearScores:
         """Returns log w of other data, `(n, e)`."""
         return log_softmax(self._design(x) @ self.coefficients)
 
-    def fit(self, responsibilities: Array) -> None:
+    def fit(self, counts: Array) -> None:
         """Climbs from the present coefficients, a few Newton steps at a time."""
+        weights = counts.sum(axis=1)
         self.coefficients = regression.softmax(
-            self.design,
-            responsibilities,
-            np.ones(len(self.design)),
-            self.coefficients,
-            max_iterations=5,
+            self.design, counts / weights[:, None], weights, self.coefficients, max_iterations=5
         )
 
     def restart(self) -> None:
@@ -158,7 +156,7 @@ class KerasGate:
         weights = np.asarray(self.mixture.gate_weights(x, batch_size=self.batch_size), "float64")
         return np.log(np.maximum(weights, 1e-30))
 
-    def fit(self, responsibilities: Array) -> None:
+    def fit(self, counts: Array) -> None:
         """Gradient steps are taken elsewhere."""
 
     def restart(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ExpectedLogLikelihood(MixtureObjective):
-    """`−Σ_l r_l (log p_l(y | x) + log w_l)`, with the responsibilities `r` as part of the target.
+    """`−Σ_l c_l (log p_l(y | x) + log w_l)`, with the counts `c = s r` as part of the target.
 
     Args:
         family: The family of the experts.
@@ -35,11 +35,11 @@ class ExpectedLogLikelihood(MixtureObjective):
         """Returns the expected negative log-likelihood of each example."""
         num_experts = weights.shape[-1]
         y = ops.reshape(y_true[:, :-num_experts], (-1, *self.shape))
-        responsibilities = y_true[:, -num_experts:]
+        counts = y_true[:, -num_experts:]
         densities = ops.moveaxis(self.likelihood.log_densities(y, weights, outputs), 0, -1)
         # A part that is not wanted counts zero times: its variables then have a gradient, of zero.
         terms = self.experts * densities + self.gate * safe_log(weights)
-        return -ops.sum(responsibilities * terms, axis=-1)
+        return -ops.sum(counts * terms, axis=-1)
 
 
 class GradientSteps:
@@ -83,10 +83,12 @@ class GradientSteps:
         """Forgets the optimizer's state."""
         self.mixture.compile(keras.optimizers.Adam(self.learning_rate), loss=self.objective)
 
-    def fit(self, responsibilities: Array) -> None:
+    def fit(self, counts: Array) -> None:
         """Trains for some epochs on the expected log-likelihood."""
         flat = self.y.reshape(len(self.y), -1)
-        packed = np.concatenate([flat, responsibilities.astype("float32")], axis=1)
+        # Keras divides by the number of rows; regularisers ask for that of the counts.
+        counts = counts * (len(counts) / counts.sum())
+        packed = np.concatenate([flat, counts.astype("float32")], axis=1)
         self.mixture.fit(self.x, packed, epochs=self.epochs, batch_size=self.batch_size, verbose=0)
 
     def slow_down(self) -> None:

@@ -31,6 +31,9 @@ class LinearFamily:
         y = np.asarray(y, "float64")
         return y.reshape(len(y), units)
 
+    def bound(self, target: Array, sample_weight: Array) -> None:
+        """Bounds what might run away on this training data; here, nothing."""
+
     def log_density(self, eta: Array, target: Array, expert: int) -> Array:
         """Returns `log p_l(y | x)`, `(n,)`, from the linear predictor `(n, u)`."""
         raise NotImplementedError
@@ -63,11 +66,12 @@ class LinearGaussian(LinearFamily):
         self.scales = np.broadcast_to(np.asarray(given, "float64"), (num_experts,)).copy()
         self.smallest = 0.0
 
-    def target(self, y: Array, units: int) -> Array:
-        """Returns the target; its spread bounds the scales from below, which else may vanish."""
-        target = super().target(y, units)
-        self.smallest = max(1e-3 * float(target.std()), 1e-6)
-        return target
+    def bound(self, target: Array, sample_weight: Array) -> None:
+        """Bounds the scales from below, which else may vanish, by the spread of the target."""
+        weights = np.broadcast_to(sample_weight[:, None], target.shape)
+        mean = np.average(target, weights=weights)
+        variance = float(np.average((target - mean) ** 2, weights=weights))
+        self.smallest = max(1e-3 * math.sqrt(variance), 1e-6)
 
     def log_density(self, eta: Array, target: Array, expert: int) -> Array:
         """Returns the Gaussian log-density, summed over the units."""

@@ -45,7 +45,7 @@ def choose_num_experts(
         y: Target array.
         candidates: The numbers to try.
         criterion: `"bic"` or `"icl"`.
-        **arguments: What `fit_em` takes: `family`, `restarts`, `tol` and so on.
+        **arguments: What `fit_em` takes: `family`, `restarts`, `sample_weight` and so on.
 
     Returns:
         `Selection`.
