@@ -1,5 +1,7 @@
 """Objectives against NumPy and SciPy: values, gradients, shapes, training, persistence."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 from tests.gradients import value_and_gradients
+from tests.precision import double
 
 from plait import losses
 from plait.losses import families
@@ -115,24 +118,48 @@ def numpy_densities(oracle, y, outputs, routed):
     return densities.reshape(*densities.shape[: routed + 1], -1).sum(axis=-1)
 
 
-def case(draw, rng, shape, routed):
-    y, outputs = (np.asarray(array, "float32") for array in draw(rng, shape))
-    weights = rng.dirichlet(np.ones(E), shape[:routed]).astype("float32")
+def case(draw, rng, shape, routed, dtype="float32"):
+    y, outputs = (np.asarray(array, dtype) for array in draw(rng, shape))
+    weights = rng.dirichlet(np.ones(E), shape[:routed]).astype(dtype)
     return y, weights, outputs
 
 
+SHAPES = [((5, U), 1), ((4, 3, U), 1), ((4, 3, U), 2), ((2, 3, 2, U), 3)]
+
+
 @every_family
-@pytest.mark.parametrize(
-    ("shape", "routed"), [((5, U), 1), ((4, 3, U), 1), ((4, 3, U), 2), ((2, 3, 2, U), 3)]
-)
+@pytest.mark.parametrize(("shape", "routed"), SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_likelihood_equals_scipys_at_every_rank(
-    family, arguments, oracle, draw, shape, routed, rng
+    family, arguments, oracle, draw, shape, routed, dtype, rng
 ):
-    y, weights, outputs = case(draw, rng, shape, routed)
+    """To 1e-6 in float64; in float32, whose own rounding is relative, of the larger of it and 1."""
+    y, weights, outputs = case(draw, rng, shape, routed, dtype)
     objective = losses.MixtureNLL(family(**arguments))
     joint = np.moveaxis(weights, -1, 0) * np.exp(numpy_densities(oracle, y, outputs, routed))
+    with double() if dtype == "float64" else contextlib.nullcontext():
+        found = ops.convert_to_numpy(objective.per_example(y, weights, outputs))
+        shares = ops.convert_to_numpy(objective.responsibilities(y, weights, outputs))
+    assert found.dtype == shares.dtype == dtype
+    expected = -np.log(joint.sum(axis=0))
+    bound = 1e-6 if dtype == "float64" else 1e-6 * np.maximum(1, np.abs(expected))
+    assert (np.abs(found - expected) <= bound).all()
+    np.testing.assert_allclose(
+        shares, np.moveaxis(joint / joint.sum(axis=0), 0, -1), rtol=0, atol=1e-6
+    )
+
+
+@every_family
+def test_targets_and_weights_in_float64_go_with_outputs_in_float32(
+    family, arguments, oracle, draw, rng
+):
+    """NumPy makes targets of float64; experts rarely answer in it."""
+    y, weights, outputs = case(draw, rng, (5, U), 1, "float64")
+    outputs = outputs.astype("float32")
+    objective = losses.MixtureNLL(family(**arguments))
+    joint = np.moveaxis(weights, -1, 0) * np.exp(numpy_densities(oracle, y, outputs, 1))
     found = ops.convert_to_numpy(objective.per_example(y, weights, outputs))
-    np.testing.assert_allclose(found, -np.log(joint.sum(axis=0)), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(found, -np.log(joint.sum(axis=0)), rtol=1e-6, atol=2e-6)
     shares = ops.convert_to_numpy(objective.responsibilities(y, weights, outputs))
     np.testing.assert_allclose(shares, np.moveaxis(joint / joint.sum(axis=0), 0, -1), atol=2e-6)
 

@@ -46,7 +46,35 @@ def test_densities_equal_scipys(name, shape, rng):
     arrays = [np.asarray(array, "float32") for array in draw(rng, shape)]
     found = ops.convert_to_numpy(density(*arrays))
     expected = oracle(*(array.astype("float64") for array in arrays))
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.5, 4.0, 20.0, 100.0, 1e3, 1e6])
+def test_many_counts_lose_no_precision(rate, rng):
+    """Terms of thousands cancel to a few: to 1e-6 of the value, given rates or, to 1e3, logs."""
+    rates = (rate * np.exp(0.05 * rng.normal(size=400))).astype("float32")
+    counts = rng.poisson(rates).astype("float32")
+    ways = [(np.log(rates), rates, rates.astype("float64"))]
+    if rate <= 1e3:  # a logarithm of a million, in float32, says less of the rate than that
+        ways.append((np.log(rates), None, np.exp(np.log(rates).astype("float64"))))
+    for logs, known, exact in ways:
+        found = ops.convert_to_numpy(likelihood.poisson(counts, logs, known))
+        expected = scipy.stats.poisson.logpmf(counts.astype("float64"), exact)
+        assert (np.abs(found - expected) <= 1e-6 * np.maximum(1, np.abs(expected))).all()
+
+
+def test_counts_far_from_their_rate(rng):
+    """The deviance goes over from one formula to another; value and slope do not notice."""
+    rates = np.geomspace(1e-12, 1e6, 300).astype("float32")
+    for count in (0, 3, 4, 50, 1000):
+        value, (slope,) = value_and_gradients(
+            lambda r, y=count: ops.sum(likelihood.poisson(float(y), likelihood.safe_log(r), r)),
+            [rates],
+        )
+        exact = rates.astype("float64")
+        expected = scipy.stats.poisson.logpmf(count, exact)
+        np.testing.assert_allclose(value, expected.sum(), rtol=1e-6)
+        np.testing.assert_allclose(slope, count / exact - 1, rtol=1e-4, atol=1e-5)
 
 
 def test_log_factorials_equal_scipys():

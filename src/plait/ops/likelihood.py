@@ -11,6 +11,10 @@ from plait.ops.combine import at_least_float32, log_sum_exp
 SMALLEST = 1e-20
 # Next to one, float32 tells probabilities apart by no less than this.
 NEXT_TO_ONE = 1e-7
+# The largest rate: its logarithm is 80.
+_LARGEST = math.exp(80.0)
+# From this count on Stirling's series, as far as it goes here, is exact to 1e-8.
+_MANY = 4.0
 
 
 def gaussian(y: Any, mean: Any, log_scale: Any) -> Any:
@@ -36,25 +40,57 @@ def gaussian(y: Any, mean: Any, log_scale: Any) -> Any:
     return -0.5 * ops.square(z) - log_scale - 0.5 * math.log(2 * math.pi)
 
 
-def poisson(y: Any, log_rate: Any) -> Any:
+def poisson(y: Any, log_rate: Any, rate: Any = None) -> Any:
     """Returns `log Poisson(y | rate) = y · log rate − rate − log y!`.
 
-    The logarithm of the rate is taken for at most 80.
+    Of many counts the terms are large and nearly cancel, so that these go by the deviance from the
+    rate that fits best, `log Poisson(y | y) − D(y, rate)` (Loader 2000). The logarithm of the rate
+    is taken for at most 80.
 
     Args:
         y: Tensor of counts, not negative.
         log_rate: Tensor that broadcasts with `y`.
+        rate: Tensor like `log_rate`, where the rate itself is known, and so more exactly.
 
     Example:
     >>> from plait.ops.likelihood import poisson
     >>> round(float(poisson(2.0, 0.0)), 4)
     -1.6931
+
+    References:
+        Loader (2000), Fast and accurate computation of binomial probabilities.
     """
     y = at_least_float32(y)
     log_rate = ops.clip(at_least_float32(log_rate), -1e15, 80.0)
+    rate = ops.exp(log_rate) if rate is None else ops.clip(at_least_float32(rate), 0.0, _LARGEST)
+    few = ops.clip(y, 0.0, _MANY)
     # 0 · log 0 is 0: no count where the rate is nil.
-    product = ops.where(y > 0, y * log_rate, ops.zeros_like(y * log_rate))
-    return product - ops.exp(log_rate) - log_factorial(y)
+    product = ops.where(few > 0, few * log_rate, ops.zeros_like(few * log_rate))
+    many = _at_least(y, _MANY)
+    best = -_stirling_error(many) - 0.5 * ops.log(2 * math.pi * many)
+    return ops.where(
+        y < _MANY,
+        product - rate - log_factorial(few),
+        best - _poisson_deviance(many, rate, log_rate),
+    )
+
+
+def _poisson_deviance(y: Any, rate: Any, log_rate: Any) -> Any:
+    """Returns `D(y, rate) = y log(y / rate) + rate − y`, exact to rounding where it is small.
+
+    Near the rate, with `v = (y − rate) / (y + rate)`, by `log(y / rate) = 2 Σ_j v^(2j+1) / (2j+1)`.
+    """
+    difference = y - rate
+    v = difference / (y + rate)
+    square, tail = v * v, 0.0
+    for odd in (17, 15, 13, 11, 9, 7, 5, 3):
+        tail = (tail + 1.0 / odd) * square
+    near = difference * v + 2.0 * y * v * tail
+    # The ratio loses less than two logarithms do, but has no gradient where the rate underflows.
+    seen = rate > 1e-10
+    ratio = ops.where(seen, rate, ops.ones_like(rate)) / y
+    log_ratio = ops.where(seen, ops.log(ratio), log_rate - ops.log(y))
+    return ops.where(ops.abs(v) < 0.2, near, -y * log_ratio - difference)
 
 
 def log_factorial(y: Any) -> Any:
@@ -68,15 +104,26 @@ def log_factorial(y: Any) -> Any:
     >>> round(float(log_factorial(5.0)), 3)
     4.787
     """
-    y = ops.maximum(ops.stop_gradient(at_least_float32(y)), 0.0)
+    y = _at_least(ops.stop_gradient(at_least_float32(y)), 0.0)
     factors = ops.ones_like(y)
     for step in range(1, 7):
         factors = factors * (1.0 + step / (y + 1.0))
     # Γ(y + 8) = Γ(y + 1) · Π_{j=1..7} (y + j), each y + j as (y + 1) · (1 + (j − 1) / (y + 1)).
     x = y + 8.0
     lead = (x - 0.5) * ops.log(x) - x - 7.0 * ops.log(y + 1.0)
-    series = 1.0 / (12.0 * x) - 1.0 / (360.0 * x * x * x) + 0.5 * math.log(2 * math.pi)
-    return lead + series - ops.log(factors)
+    return lead + _stirling_error(x) + 0.5 * math.log(2 * math.pi) - ops.log(factors)
+
+
+def _stirling_error(x: Any) -> Any:
+    """Returns `log Γ(x) − ((x − 1/2) log x − x + log(2π) / 2)` by its series, for `x ≥ 4`."""
+    r = 1.0 / x
+    s = r * r
+    return r * (1.0 / 12.0 - s * (1.0 / 360.0 - s * (1.0 / 1260.0 - s / 1680.0)))
+
+
+def _at_least(values: Any, smallest: float) -> Any:
+    """Returns the larger of each value and `smallest`; Keras' `maximum` rounds to float32."""
+    return ops.clip(values, smallest, float("inf"))
 
 
 def bernoulli(y: Any, log_odds: Any) -> Any:
@@ -116,7 +163,7 @@ def categorical(y: Any, log_probabilities: Any) -> Any:
 
 def safe_log(values: Any, smallest: float = SMALLEST) -> Any:
     """Returns the logarithm of the larger of a value and `smallest`."""
-    return ops.log(ops.maximum(at_least_float32(values), smallest))
+    return ops.log(_at_least(at_least_float32(values), smallest))
 
 
 def log_weights(weights: Any) -> Any:
@@ -126,7 +173,7 @@ def log_weights(weights: Any) -> Any:
         weights: Tensor of shape `(b, …, e)`, not negative.
     """
     weights = at_least_float32(weights)
-    logs = ops.log(ops.maximum(weights, 1e-30))
+    logs = safe_log(weights, 1e-30)
     return ops.where(weights > 0, logs, ops.full_like(logs, -float("inf")))
 
 
@@ -149,7 +196,8 @@ def log_likelihood(weights: Any, log_densities: Any) -> Any:
     >>> round(float(value[0]), 4)
     -0.9163
     """
-    joint = ops.moveaxis(log_weights(weights), -1, 0) + at_least_float32(log_densities)
+    # Not `+`: TensorFlow's own operators do not mix float32 and float64.
+    joint = ops.add(ops.moveaxis(log_weights(weights), -1, 0), at_least_float32(log_densities))
     total = log_sum_exp(joint, axis=0)
     return ops.where(_weightless(weights), ops.zeros_like(total), total)
 
@@ -171,7 +219,7 @@ def posterior(weights: Any, log_densities: Any) -> Any:
     >>> [round(float(v), 4) for v in h[0]]
     [0.25, 0.75]
     """
-    joint = log_weights(weights) + ops.moveaxis(at_least_float32(log_densities), 0, -1)
+    joint = ops.add(log_weights(weights), ops.moveaxis(at_least_float32(log_densities), 0, -1))
     top = ops.max(joint, axis=-1, keepdims=True)
     powers = ops.exp(joint - ops.where(ops.isfinite(top), top, ops.zeros_like(top)))
     total = ops.sum(powers, axis=-1, keepdims=True)

@@ -5,7 +5,6 @@ from typing import Any
 import keras
 
 from plait.errors import message
-from plait.ops.combine import at_least_float32
 
 
 class Family(keras.layers.Layer):
@@ -36,7 +35,7 @@ class Family(keras.layers.Layer):
         """The hook: returns `log p_l(y | x)`, element by element or for each event.
 
         Args:
-            y: Target of shape `(1, b, …, u)`, in float32 or better; see `target`.
+            y: Target of shape `(1, b, …, u)`, in the outputs' dtype; see `target`.
             outputs: The experts' outputs of shape `(e, b, …, u)`, in float32 or better.
 
         Returns:
@@ -51,16 +50,17 @@ class Family(keras.layers.Layer):
     def target(self, y: Any, outputs: Any) -> Any:
         """Returns the target with a leading axis of one, checked to fit `mean(outputs)`.
 
-        A target may lack a last axis of size one.
+        A target may lack a last axis of size one. It takes on the outputs' dtype, as a target does
+        under Keras' own losses.
 
         Args:
             y: Target of shape `(b, …, u)`.
-            outputs: The experts' outputs of shape `(e, b, …, u)`.
+            outputs: The experts' outputs of shape `(e, b, …, u)`, in float32 or better.
 
         Raises:
             ValueError: If the shapes do not agree.
         """
-        y = at_least_float32(y)
+        y = keras.ops.cast(y, outputs.dtype)
         expected = tuple(self.mean(outputs).shape[1:])
         if len(y.shape) == len(expected) - 1 and expected[-1] == 1:
             y = keras.ops.expand_dims(y, -1)

@@ -34,7 +34,7 @@ class Bernoulli(Family):
         if self.from_logits:
             return bernoulli(y, outputs)
         p = ops.clip(outputs, NEXT_TO_ONE, 1.0 - NEXT_TO_ONE)
-        return y * ops.log(p) + (1.0 - y) * ops.log(1.0 - p)
+        return y * ops.log(p) + (1.0 - y) * ops.log1p(-p)
 
     def mean(self, outputs: Any) -> Any:
         """Returns the probabilities."""

@@ -7,7 +7,6 @@ from keras import ops
 
 from plait.errors import message
 from plait.losses.families.base import Family
-from plait.ops.combine import at_least_float32
 from plait.ops.likelihood import categorical, safe_log
 from plait.ops.routing import softmax
 
@@ -42,10 +41,10 @@ class Categorical(Family):
         if len(shape) == len(expected) - 1:
             _check(shape, expected[:-1], expected)
             # A class number outside the classes gives a row of zeros: likelihood one, no gradient.
-            one_hot = ops.one_hot(ops.cast(y, "int32"), expected[-1], dtype="float32")
+            one_hot = ops.one_hot(ops.cast(y, "int32"), expected[-1], dtype=outputs.dtype)
             return ops.expand_dims(one_hot, 0)
         _check(shape, expected, expected)
-        return ops.expand_dims(at_least_float32(y), 0)
+        return ops.expand_dims(ops.cast(y, outputs.dtype), 0)
 
     def log_density(self, y: Any, outputs: Any) -> Any:
         """Returns the log-probability of each event; the last axis is gone."""

@@ -69,7 +69,7 @@ class Gaussian(Family):
                 autocast=False,
             )
         elif self.scale != "predicted":
-            given = np.ravel(np.asarray(self.scale, "float32"))
+            given = np.ravel(np.asarray(self.scale, "float64"))
             if given.size not in (1, num_experts):
                 raise ValueError(
                     message(
@@ -85,7 +85,7 @@ class Gaussian(Family):
         if self.scale == "predicted":
             mean, raw = ops.split(outputs, 2, axis=-1)
             return gaussian(y, mean, ops.log(ops.softplus(raw) + 1e-6))
-        scales = ops.convert_to_tensor(self.log_scale, dtype="float32")
+        scales = ops.cast(ops.convert_to_tensor(self.log_scale), outputs.dtype)
         return gaussian(y, outputs, ops.reshape(scales, (-1, *(1,) * (len(outputs.shape) - 1))))
 
     def mean(self, outputs: Any) -> Any:

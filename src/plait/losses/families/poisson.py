@@ -31,13 +31,13 @@ class Poisson(Family):
 
     def log_density(self, y: Any, outputs: Any) -> Any:
         """Returns the log-probability, element by element."""
-        return poisson(y, outputs if self.log_rates else safe_log(outputs))
+        return poisson(y, outputs) if self.log_rates else poisson(y, safe_log(outputs), outputs)
 
     def mean(self, outputs: Any) -> Any:
         """Returns the rates."""
         if not self.log_rates:
             return outputs
-        return ops.exp(ops.minimum(at_least_float32(outputs), 80.0))
+        return ops.exp(ops.clip(at_least_float32(outputs), -1e15, 80.0))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
