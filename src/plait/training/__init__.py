@@ -1,8 +1,9 @@
-"""Training beyond `fit`: the gate alone on cached outputs, EM, upcycling."""
+"""Training beyond `fit`: the gate alone on cached outputs, EM, pruning, upcycling."""
 
 from plait.mixture import Mixture
 from plait.training.em import EMResult, fit_em
 from plait.training.gate import fit_gate
+from plait.training.pruning import prune
 from plait.training.selection import Selection, choose_num_experts
 from plait.training.upcycle import Upcycled, upcycle
 
@@ -17,5 +18,6 @@ __all__ = [
     "choose_num_experts",
     "fit_em",
     "fit_gate",
+    "prune",
     "upcycle",
 ]

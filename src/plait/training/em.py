@@ -32,7 +32,8 @@ class EMResult(NamedTuple):
         restarts: The final log-likelihood of each run.
         converged: Whether the best run stopped before `max_iterations`.
         dead: Experts left with less than one row's worth of responsibility, weighted, or whose
-            scale shrank to its bound: they explain next to nothing.
+            scale shrank to its bound: they explain next to nothing. `plait.training.prune` gives a
+            mixture without them.
         num_parameters: Number of free parameters.
         bic: `−2 · log_likelihood + num_parameters · log n`, lower is better (Schwarz 1978); `n` is
             the sum of the sample weights, the number of rows where there are none.
@@ -291,8 +292,9 @@ def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) 
     entropies = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1)
     if best.dead:
         warnings.warn(
-            f"Experts {best.dead} of {mixture.name!r} explain next to nothing after EM. Use fewer "
-            "experts (see plait.training.choose_num_experts) or more restarts.",
+            f"Experts {best.dead} of {mixture.name!r} explain next to nothing after EM. Leave them "
+            "out with plait.training.prune, or use fewer experts (see "
+            "plait.training.choose_num_experts) or more restarts.",
             stacklevel=3,
         )
     return EMResult(

@@ -1,0 +1,151 @@
+"""Pruning: a mixture without some of its experts."""
+
+from collections.abc import Iterable
+
+import keras
+from keras import ops
+
+from plait.errors import message
+from plait.experts import copy_of
+from plait.experts.alike import flat_layers
+from plait.mixture import Mixture
+
+# The class that `keras.Model(inputs, outputs)` makes has no public name of its own.
+Graph = (type(keras.Model(*[keras.Input((1,))] * 2)), keras.Sequential)
+# What may stand between the layer that scores the experts and the end of a gate.
+_AFTER_SCORES = (keras.layers.Activation, keras.layers.Softmax)
+
+
+def prune(mixture: Mixture, experts: Iterable[int]) -> Mixture:
+    """Returns a mixture without some experts, such as those that `EMResult.dead` names.
+
+    The others are as they were, and so are their scores: under a softmax their weights are those
+    of before, divided by their sum,
+
+        w'_l(x) = w_l(x) / Σ_{j kept} w_j(x).
+
+    The gate is a new one without the columns of the experts that go; the router is a copy. Experts
+    that were passed in to the mixture are also those of the new one; from a template, copies are
+    made. The mixture itself is left as it is.
+
+    The new mixture is not compiled. Learned scales of `MixtureNLL("gaussian")` belong to what was
+    compiled: `fit_em` learns them anew, or compile with those that remain,
+    `MixtureNLL(plait.losses.families.Gaussian(scale=found.scales[kept]))`.
+
+    Args:
+        mixture: A built mixture. Its gate is constant or linear, a `Dense` layer, or a functional
+            or Sequential model that ends in one, a softmax or another activation behind it or not.
+        experts: Positions of the experts to leave out.
+
+    Returns:
+        The new mixture.
+
+    Raises:
+        ValueError: If the mixture is not built, has no such expert, or none would remain; if the
+            router needs more experts than remain.
+        TypeError: If the gate is of another kind.
+
+    Example:
+    >>> import keras, numpy as np, plait
+    >>> mix = plait.Mixture(keras.layers.Dense(1), num_experts=3)
+    >>> x = np.ones((2, 4))
+    >>> tuple(mix(x).shape)
+    (2, 1)
+    >>> pruned = plait.training.prune(mix, [1])
+    >>> pruned.num_experts, pruned.gate_weights(x).shape
+    (2, (2, 2))
+    """
+    kept = _remaining(mixture, experts)
+    about, bank = mixture._about, mixture._about.bank
+    bank.write_back()
+    sources = bank.sources  # none where the experts were made of a template
+    router, inputs = mixture.router, mixture.expert_inputs
+    new = Mixture(
+        about.template if sources is None else [sources[i] for i in kept],
+        _narrowed(mixture.gate, len(kept)) if about.brought_by_user else about.gate,
+        num_experts=len(kept) if sources is None else None,
+        router=None if router is None else type(router).from_config(router.get_config()),
+        expert_inputs=[inputs[i] for i in kept] if isinstance(inputs, list) else inputs,
+        gate_inputs=mixture.gate_inputs,
+        execution=mixture.execution,
+        name=mixture.name,
+        trainable=mixture.trainable,
+        dtype=mixture.dtype_policy,
+    )
+    new.build_from_config(mixture.get_build_config())
+    if sources is None:
+        values = bank.values()
+        new._about.bank.set_values([values[i] for i in kept])
+    _carry_over(mixture.gate, new.gate, kept)
+    if router is not None:
+        _carry_over(router, new.router, kept)
+    return new
+
+
+def _remaining(mixture: Mixture, experts: Iterable[int]) -> list[int]:
+    """Returns the positions of the experts that stay."""
+    if not mixture.built:
+        raise ValueError(
+            message(
+                "`prune` needs a mixture that is built",
+                f"{mixture.name!r}, which has seen no input yet",
+                "Call it on data once, or call build(input_shape)",
+            )
+        )
+    gone = list(experts)
+    for expert in gone:
+        if expert not in range(mixture.num_experts):
+            raise ValueError(
+                message(
+                    f"The mixture has experts 0 to {mixture.num_experts - 1}",
+                    f"{expert!r} among the experts to prune",
+                    "Name some of these",
+                )
+            )
+    kept = [i for i in range(mixture.num_experts) if i not in gone]
+    if not kept:
+        raise ValueError(
+            message(
+                "One expert at least must remain after `prune`",
+                f"all of the {mixture.num_experts} experts",
+                "Keep one of them",
+            )
+        )
+    return kept
+
+
+def _narrowed(gate: keras.layers.Layer, num_experts: int) -> keras.layers.Layer:
+    """Returns a gate like the given one, not yet with its weights, for fewer experts.
+
+    Raises:
+        TypeError: If it is not known which of the gate's weights belong to which expert.
+    """
+    if isinstance(gate, keras.layers.Dense):
+        return type(gate).from_config({**gate.get_config(), "units": num_experts})
+    if isinstance(gate, Graph):
+        scores = [layer for layer in gate.layers if not isinstance(layer, _AFTER_SCORES)][-1:]
+        if scores:
+            return keras.models.clone_model(
+                gate,
+                clone_function=lambda layer: (
+                    _narrowed(layer, num_experts) if layer is scores[0] else copy_of(layer)
+                ),
+            )
+    raise TypeError(
+        message(
+            "`prune` narrows gates that are constant or linear, a Dense layer, or a functional or "
+            "Sequential model that ends in one",
+            f"{gate.name!r} of type {type(gate).__name__}",
+            "Make a plait.Mixture of the experts that remain, mixture.expert(i), with a new gate",
+        )
+    )
+
+
+def _carry_over(old: keras.layers.Layer, new: keras.layers.Layer, kept: list[int]) -> None:
+    """Gives a gate or router the weights that the wider one has for the experts that remain."""
+    for before, after in zip(old.variables, new.variables, strict=True):
+        value = ops.convert_to_numpy(before.value)
+        after.assign(value if value.shape == tuple(after.shape) else value[..., kept])
+    for layer in flat_layers(new):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with constants made of its variables
