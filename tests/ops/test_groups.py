@@ -14,7 +14,8 @@ def test_groups_cover_who_has_rows_and_spare_few(loads, affordable):
     assert {expert for expert, load in enumerate(loads) if load} <= set(members)
     for group in found:
         own = loads[group.start : group.end]
-        assert own[0] and own[-1] and group.size == max(own)
+        assert 0 not in (own[0], own[-1])
+        assert group.size == max(own)
         assert group.num_experts == 1 or group.num_rows - sum(own) <= affordable
 
 

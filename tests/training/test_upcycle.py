@@ -54,7 +54,20 @@ def pooled(rng):
     return trained(keras.Sequential(layers), rng, (4, 3))
 
 
+def adapted(rng):
+    """A layer before the mixture, and one inside its experts, know statistics of the data."""
+    data = rng.normal(3, 5, size=(50, 3))
+    first, second = (keras.layers.Normalization() for _ in "ab")
+    first.adapt(data)
+    second.adapt(0.1 * data)
+    block = keras.Sequential([keras.Input((3,)), second, keras.layers.Dense(4)], name="block")
+    model = keras.Sequential([keras.Input((3,)), first, block, keras.layers.Dense(1)])
+    return trained(model, rng, (3,))
+
+
 CASES = [
+    (adapted, "block", None),
+    (adapted, "block", plait.routers.TopK(2)),
     (sequential, ["hidden", "head"], None),
     (sequential, None, plait.routers.TopK(2)),
     (residual, "feed_forward", None),

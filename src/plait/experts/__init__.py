@@ -1,6 +1,6 @@
 """Experts: alone, stacked, and on the rows that chose them."""
 
-from plait.experts.alike import shares_variables, why_alone
+from plait.experts.alike import flat_layers, shares_variables, why_alone
 from plait.experts.bank import ExpertBank
 from plait.experts.fresh import copy_of, recorded_initializers
 from plait.experts.rows import CoupledRowsError
@@ -11,6 +11,7 @@ __all__ = [
     "ExpertBank",
     "attach_masks",
     "copy_of",
+    "flat_layers",
     "masks_of",
     "recorded_initializers",
     "shares_variables",

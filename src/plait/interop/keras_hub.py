@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from plait.errors import message
-from plait.experts.alike import flat_layers
+from plait.experts import flat_layers
 from plait.mixture.forward import merge_chosen
 from plait.ops.balance import expert_load, load_balance
 from plait.ops.dispatch import apply_experts

@@ -6,8 +6,7 @@ import keras
 from keras import ops
 
 from plait.errors import message
-from plait.experts import copy_of
-from plait.experts.alike import flat_layers
+from plait.experts import copy_of, flat_layers
 from plait.mixture import Mixture
 
 # The class that `keras.Model(inputs, outputs)` makes has no public name of its own.

@@ -9,7 +9,7 @@ from keras import tree
 
 from plait import routers
 from plait.errors import choose_from, message
-from plait.experts import copy_of
+from plait.experts import copy_of, flat_layers
 from plait.mixture import Mixture
 
 # The class that `keras.Model(inputs, outputs)` makes has no public name of its own.
@@ -181,7 +181,7 @@ def _mixture_of(
     experts = []
     for offset in range(num_experts):
         expert = _copy(layer, offset, spec, by_rows=rule.sparse and gate is not None)
-        expert.set_weights([_noisy(value, noise, rng) for value in layer.get_weights()])
+        _set_weights(expert, [_noisy(value, noise, rng) for value in layer.get_weights()])
         experts.append(expert)
     config = {key: value for key, value in rule.get_config().items() if key != "name"}
     return Mixture(experts, gate, router=type(rule).from_config(config), name=layer.name)
@@ -244,7 +244,15 @@ def _carry_over(old: keras.Model, new: keras.Model, names: set[str]) -> None:
         if isinstance(layer, Graph):
             _carry_over(layer, copy, names)
         else:
-            copy.set_weights(layer.get_weights())
+            _set_weights(copy, layer.get_weights())
+
+
+def _set_weights(layer: keras.layers.Layer, values: list[np.ndarray]) -> None:
+    """Sets all weights, and lets adapted layers compute what they keep beside theirs."""
+    layer.set_weights(values)
+    for inner in flat_layers(layer):
+        if isinstance(inner, keras.layers.Normalization):
+            inner.finalize_state()
 
 
 def _samples(model: keras.Model) -> Any:
