@@ -7,6 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+# The class that `keras.Model(inputs, outputs)` makes has no public name of its own.
+Functional: type[Any] = type(keras.Model(*[keras.Input((1,))] * 2))
+
 # A name says nothing about what a layer computes. Initialisers and seeds have done their work
 # once the variables exist; shared object ids number the objects of one file.
 _IGNORED = ("name", "shared_object_id", "seed")
@@ -94,6 +97,13 @@ def flat_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
     visit(layer)
     return list(found.values())
+
+
+def refresh_adapted(layer: keras.layers.Layer) -> None:
+    """Lets adapted layers compute anew what they keep beside their weights, once these are set."""
+    for inner in flat_layers(layer):
+        if isinstance(inner, keras.layers.Normalization):
+            inner.finalize_state()
 
 
 def _is_array(value: object) -> bool:

@@ -9,7 +9,7 @@ import keras
 from keras import ops, tree
 
 from plait import routers
-from plait.experts import CoupledRowsError, attach_masks, copy_of, masks_of
+from plait.experts import CoupledRowsError, Functional, attach_masks, copy_of, masks_of
 from plait.losses import ObjectiveState
 from plait.mixture import gates, topology
 from plait.mixture.about import About
@@ -43,9 +43,6 @@ from plait.ops.backend import compiles_loads, forget_gradients, outside_of_graph
 from plait.ops.combine import merged_dtype
 from plait.ops.routing import Routing
 from plait.ops.shapes import merge
-
-# The class that `keras.Model(inputs, outputs)` makes has no public name of its own.
-Functional = type(keras.Model(*[keras.Input((1,))] * 2))
 
 
 @keras.saving.register_keras_serializable("plait")

@@ -6,11 +6,10 @@ import keras
 from keras import ops
 
 from plait.errors import message
-from plait.experts import copy_of, flat_layers
+from plait.experts import Functional, copy_of, refresh_adapted
 from plait.mixture import Mixture
 
-# The class that `keras.Model(inputs, outputs)` makes has no public name of its own.
-Graph = (type(keras.Model(*[keras.Input((1,))] * 2)), keras.Sequential)
+Graph = (Functional, keras.Sequential)
 # What may stand between the layer that scores the experts and the end of a gate.
 _AFTER_SCORES = (keras.layers.Activation, keras.layers.Softmax)
 
@@ -145,6 +144,4 @@ def _carry_over(old: keras.layers.Layer, new: keras.layers.Layer, kept: list[int
     for before, after in zip(old.variables, new.variables, strict=True):
         value = ops.convert_to_numpy(before.value)
         after.assign(value if value.shape == tuple(after.shape) else value[..., kept])
-    for layer in flat_layers(new):
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with constants made of its variables
+    refresh_adapted(new)

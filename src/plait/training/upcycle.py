@@ -9,11 +9,10 @@ from keras import tree
 
 from plait import routers
 from plait.errors import choose_from, message
-from plait.experts import copy_of, flat_layers
+from plait.experts import Functional, copy_of, refresh_adapted
 from plait.mixture import Mixture
 
-# The class that `keras.Model(inputs, outputs)` makes has no public name of its own.
-Graph = (type(keras.Model(*[keras.Input((1,))] * 2)), keras.Sequential)
+Graph = (Functional, keras.Sequential)
 Spec: type[Any] = keras.KerasTensor
 
 
@@ -250,9 +249,7 @@ def _carry_over(old: keras.Model, new: keras.Model, names: set[str]) -> None:
 def _set_weights(layer: keras.layers.Layer, values: list[np.ndarray]) -> None:
     """Sets all weights, and lets adapted layers compute what they keep beside theirs."""
     layer.set_weights(values)
-    for inner in flat_layers(layer):
-        if isinstance(inner, keras.layers.Normalization):
-            inner.finalize_state()
+    refresh_adapted(layer)
 
 
 def _samples(model: keras.Model) -> Any:
