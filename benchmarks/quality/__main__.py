@@ -18,7 +18,7 @@ from benchmarks.quality.contest import METHODS, contest
 from benchmarks.quality.networks import Trainer
 from benchmarks.quality.planes import two_planes
 from benchmarks.quality.settings import SETTINGS
-from benchmarks.quality.tables import MIXTURES, page
+from benchmarks.quality.tables import page
 from benchmarks.quality.upcycling import upcycling
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -30,7 +30,7 @@ def measured(name: str, folder: str | None, seeds: int) -> dict[str, Any]:
     splits = sets.load(name, folder)
     trainer = Trainer(splits[0].x.shape[1], splits[0].classes, SETTINGS[name])
     outcomes = [contest(split, trainer, seeds) for split in splits]
-    best = [min(MIXTURES, key=lambda method, o=o: o.validated[method]) for o in outcomes]
+    best = [outcome.objective() for outcome in outcomes]
 
     def over_splits(chosen: list[str]) -> list[float]:
         pairs = list(zip(outcomes, chosen, strict=True))

@@ -9,14 +9,24 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from benchmarks.quality.measures import measure, merit
-from benchmarks.quality.networks import ENSEMBLE, TRAINED, Trainer, expert_outputs, predict
+from benchmarks.quality.measures import measure, merit, row_errors
+from benchmarks.quality.networks import (
+    BLENDED,
+    ENSEMBLE,
+    EXPERT_MEAN,
+    LIKELIHOOD,
+    TRAINED,
+    Trainer,
+    expert_outputs,
+    predict,
+)
 from benchmarks.quality.sets import Split
 from benchmarks.quality.settings import TREES, Knobs
 from plait.inspection import choose
 
 SINGLE, UNIFORM, CONSTANT = "best single expert", "uniform average", "best constant weights"
 STACKING, TREES_NAME, ORACLE = "stacking", "boosted trees", "oracle"
+MIXTURES = (BLENDED, LIKELIHOOD, EXPERT_MEAN)
 METHODS = (*TRAINED[:-1], SINGLE, UNIFORM, CONSTANT, STACKING, TREES_NAME, ORACLE)
 
 
@@ -25,19 +35,29 @@ class Outcome(NamedTuple):
 
     Attributes:
         test: By method, the measure on the test rows, one for each seed.
-        validated: By trained method, the measure on the rows that tuning held back.
+        held_back: By trained method, the errors `(b,)` on the rows that tuning held back.
     """
 
     test: dict[str, list[float]]
-    validated: dict[str, float]
+    held_back: dict[str, np.ndarray]
+
+    def objective(self) -> str:
+        """Returns the mixture that held-back rows speak for.
+
+        The blended loss, unless another is better by more than one standard error (Breiman et al.
+        1984): few rows tell noise.
+        """
+        best = min(MIXTURES, key=lambda method: self.held_back[method].mean())
+        gains = self.held_back[MIXTURES[0]] - self.held_back[best]
+        return best if gains.mean() > gains.std() / np.sqrt(len(gains)) else MIXTURES[0]
 
 
 def contest(split: Split, trainer: Trainer, seeds: int) -> Outcome:
     """Tunes every method on held-back training rows, then trains and tests it with each seed."""
     test: dict[str, list[float]] = {method: [] for method in METHODS}
-    validated: dict[str, float] = {}
+    held_back: dict[str, np.ndarray] = {}
     for method in TRAINED:
-        knobs, validated[method] = _tuned(split, trainer, method)
+        knobs, held_back[method] = _tuned(split, trainer, method)
         for seed in range(seeds):
             if method == ENSEMBLE:
                 found = _combined(split, trainer, knobs, seed)
@@ -47,15 +67,15 @@ def contest(split: Split, trainer: Trainer, seeds: int) -> Outcome:
             for name, predictions in found.items():
                 test[name].append(_on_test(split, predictions))
     test[TREES_NAME] = [_on_test(split, _boosted(split))] * seeds
-    return Outcome(test, validated)
+    return Outcome(test, held_back)
 
 
 def _on_test(split: Split, predictions: np.ndarray) -> float:
     return measure(predictions, split.y_test, split.task, split.scale)
 
 
-def _tuned(split: Split, trainer: Trainer, method: str) -> tuple[Knobs, float]:
-    """Returns the knobs that do best on the held-back rows, and how well they do."""
+def _tuned(split: Split, trainer: Trainer, method: str) -> tuple[Knobs, np.ndarray]:
+    """Returns the knobs that do best on the held-back rows, and their errors there."""
     y = np.concatenate([split.y[held] for _, held in split.held_back()])
     found = {}
     for knobs in trainer.settings.grid:
@@ -65,7 +85,7 @@ def _tuned(split: Split, trainer: Trainer, method: str) -> tuple[Knobs, float]:
             parts.append(predict(model, split.x[held]))
         found[knobs] = np.concatenate(parts)
     best = min(found, key=lambda knobs: merit(found[knobs], y, split.task))
-    return best, measure(found[best], y, split.task, split.scale)
+    return best, row_errors(found[best], y, split.task)
 
 
 def _combined(split: Split, trainer: Trainer, knobs: Knobs, seed: int) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ class Trees(NamedTuple):
 
 
 DECAYS = (Knobs(0.0), Knobs(0.1), Knobs(0.03, 0.1))
-SMALL = (Knobs(0.01, 0.1), Knobs(0.1, 0.3))
+SMALL = (Knobs(0.1, 0.3), Knobs(1.0, 0.3), Knobs(0.3, 0.6))
 TREES = (Trees(0.1, 100), Trees(0.1, 200), Trees(0.2, 200))
 
 SETTINGS = {

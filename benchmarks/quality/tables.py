@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.contest import METHODS, ORACLE, UNIFORM
+from benchmarks.quality.contest import METHODS, MIXTURES, ORACLE, UNIFORM
 
-MIXTURES = [method for method in METHODS if method.startswith("mixture")]
 # Data set: what is published, and whether smaller is better.
 FIGURES = {
     "2dplanes": ("2 linear experts, linear gate: test RMSE", 1.01, True),
