@@ -207,6 +207,22 @@ def test_dropout_differs_per_expert_per_call_and_stops_at_inference(source, rout
 
 
 @every_execution
+def test_dropout_draws_anew_under_a_sparse_router_where_experts_read_different_inputs(execution):
+    x = {part: np.ones((1, 200), "float32") for part in "ab"}
+    mixture = plait.Mixture(
+        [dropping(1), dropping(2)],
+        "uniform",
+        router=plait.routers.TopK(2),
+        expert_inputs=["a", "b"],
+        execution=execution,
+    )
+    first, second = (as_numpy(mixture(x, training=True)) for _ in range(2))
+    assert set(np.unique(first)) == {0.0, 1.0, 2.0}
+    assert (first != second).any()
+    np.testing.assert_allclose(as_numpy(mixture(x, training=False)), x["a"], atol=1e-6)
+
+
+@every_execution
 def test_dropout_draws_anew_in_each_step_of_fit(execution):
     """With frozen weights, the loss of equal batches differs only by what is dropped."""
 

@@ -232,7 +232,7 @@ class ExpertStack(keras.layers.Layer):
     ) -> tuple[Any, list[Any]]:
         """As `run_chosen` for one expert, where experts read different inputs."""
         hidden = self._hidden
-        return run_chosen(
+        results = run_chosen(
             hidden.scaffold,
             hidden.variables,
             [unstack(variable.value)[expert][None] for variable in hidden.stacked],
@@ -244,6 +244,9 @@ class ExpertStack(keras.layers.Layer):
             training=training,
             vectorized=False,
         )
+        if training:
+            advance_seeds(hidden.stacked, hidden.seeds)
+        return results
 
     def only(self, expert: int) -> "_OneOfStack":
         """Returns what runs one expert of the stack, where experts read different inputs."""
