@@ -361,6 +361,17 @@ def test_a_hierarchy_of_mixtures_equals_the_nested_formula(rng):
     np.testing.assert_allclose(outer.predict(x, verbose=0), as_numpy(expected), atol=1e-5)
 
 
+def test_experts_that_drop_what_overflows_run_in_one_call(recwarn, rng):
+    """Mixtures with a capacity, as experts of one architecture: no backend has to loop."""
+    routers = [plait.routers.TopK(1, capacity_factor=1.0) for _ in range(2)]
+    inner = [plait.Mixture([deep(), deep()], router=router) for router in routers]
+    gate, x = softmax_gate(2), data(rng)
+    expected = merged(gate(x), [mixture(x) for mixture in inner])
+    found = plait.Mixture(inner, gate).predict(x, verbose=0)
+    np.testing.assert_allclose(found, as_numpy(expected), atol=1e-5)
+    assert not [w for w in recwarn if "one after another" in str(w.message)]
+
+
 def test_one_model_may_be_an_expert_twice(rng):
     one, other, x = deep(), deep(), data(rng)
     gate = softmax_gate(3)

@@ -159,9 +159,13 @@ def keep_within_capacity(indices, weights, num_experts, capacity):
         place = ops.cast(ops.argsort(ops.take(heavy, grouped)), "int32")
         return somebody & (place - ops.take(offsets, expert) < capacity)
 
-    # The three sorts take longer than routing, and most often nothing overflows.
-    overflows = ops.any(offsets[1:] - offsets[:-1] > capacity)
-    return ops.reshape(ops.cond(overflows, heaviest, lambda: somebody), ops.shape(indices))
+    if backend.loads_are_known():
+        # The three sorts take longer than routing, and most often nothing overflows.
+        overflows = ops.any(offsets[1:] - offsets[:-1] > capacity)
+        kept = ops.cond(overflows, heaviest, lambda: somebody)
+    else:
+        kept = heaviest()
+    return ops.reshape(kept, ops.shape(indices))
 
 
 def capacity(num_rows, num_selected, num_experts, factor):
