@@ -188,6 +188,15 @@ def test_compiled_or_not_the_numbers_are_the_same(execution, jit_compile, data):
     np.testing.assert_allclose(found, [((before - y) ** 2).mean()], rtol=1e-4)
 
 
+def test_a_sparse_mixture_says_before_it_is_built_whether_it_runs_under_xla():
+    """A model around it is compiled, and asks, before anything is built."""
+    stack = [keras.layers.Dense(3) for _ in "ab"]
+    unbuilt = plait.Mixture(stack, keras.layers.Dense(2), router=plait.routers.TopK(1))
+    on_tensorflow = keras.config.backend() == "tensorflow"
+    assert unbuilt.supports_jit == (not on_tensorflow)
+    assert plait.Mixture(stack, keras.layers.Dense(2), router="softmax").supports_jit
+
+
 @pytest.mark.parametrize("eagerly", [True, False])
 def test_a_sparse_mixture_runs_eagerly_and_compiled(eagerly, data):
     x, y = data

@@ -126,6 +126,8 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         self.gate = gates.get(gate, count)
         brings_gate = not isinstance(gate, keras.layers.Layer)
         self.router = routers.get("softmax" if router is None and brings_gate else router)
+        # Said before `build`: whoever compiles a model around the mixture asks first.
+        self.supports_jit = not self._is_sparse or compiles_loads()
         self._about = About(
             experts=given,
             template=given[0] if isinstance(experts, keras.layers.Layer) else None,
@@ -146,6 +148,10 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
                 "softmax, nearly uniform. Use from_logits=False, or end the gate without softmax.",
                 stacklevel=3,
             )
+
+    @property
+    def _is_sparse(self) -> bool:
+        return self.router is not None and self.router.sparse
 
     def _build_early(self) -> None:
         """Builds at once where the first expert knows its input and everybody reads it whole."""
@@ -182,8 +188,7 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         scores = self._build_gate(inputs)
         weights_shape = about.weights_shape = tuple(scores.shape)
         fed = topology.select_each(inputs, about.selectors)
-        sparse = self.router is not None and self.router.sparse
-        rows = self._row_specs(fed, weights_shape) if sparse else None
+        rows = self._row_specs(fed, weights_shape) if self._is_sparse else None
         about.dispatches = rows is not None
         self.supports_jit = not about.dispatches or compiles_loads()
         about.built_bank = self._build_bank(fed if rows is None else rows)
