@@ -192,6 +192,13 @@ def test_seeded_dropout_equals_one_call_each():
     )
 
 
+def test_an_integer_that_an_expert_computes_is_not_that_of_another():
+    """What differs between experts decides nothing for all of them: backends refuse to say."""
+    numbers = ops.convert_to_tensor(np.array([1, 2, 3], "int32"))
+    with pytest.raises(Exception, match=r"(?i)item\(\)|concret|int"):
+        backend.vectorized_map(lambda number, x: x * int(number), numbers, ops.ones((4,)))
+
+
 def test_structures_go_in_and_come_out():
     mapped = {"a": [ops.ones((E, 2))], "b": (ops.arange(E),)}
     y = backend.vectorized_map(

@@ -266,6 +266,16 @@ def test_rows_that_nobody_chose_do_not_leak(rng, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_experts_without_variables_run(path):
+    """Also beside one that nobody chose."""
+    x = np.arange(6, dtype="float32")
+    indices = np.array([0, 2, 2, 0, 2, 0], "int32")[:, None]
+    tensors = ops.convert_to_tensor(x), ops.convert_to_tensor(indices)
+    y = by(path, lambda variables, rows, segment: rows * rows, [], *tensors, 3, 6)
+    np.testing.assert_array_equal(ops.convert_to_numpy(y)[:, 0], x * x)
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_each_call_has_its_own_segment(path):
     """Rows see one number per call; no two experts share one."""
     indices = np.repeat(np.arange(3), 40)[:, None].astype("int32")

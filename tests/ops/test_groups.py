@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.ops.backend.groups import affordable_spare_rows, groups
+from plait.ops.backend.groups import affordable_spare_rows, groups, work_per_row
 
 
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(-1, 100))
@@ -25,3 +25,15 @@ def test_nobody_shares_a_call_where_none_may():
 
 def test_the_larger_an_expert_the_fewer_spare_rows_are_worth_a_call():
     assert affordable_spare_rows(10**4) == 10 * affordable_spare_rows(10**5)
+
+
+def test_a_row_with_many_positions_takes_the_work_at_each():
+    """An image costs an expert of few variables more than a vector of features."""
+    kernel, bias = (3, 3, 2, 4), (4,)
+    assert work_per_row([kernel, bias], [(2,)]) == 76
+    assert work_per_row([kernel, bias], [(10, 5, 2), (7,)]) == 76 * 50
+
+
+def test_experts_without_variables_work_on_each_number_of_a_row():
+    assert work_per_row([], [(10, 5, 2)]) == 100
+    assert work_per_row([], [()]) == 1

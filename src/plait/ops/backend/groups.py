@@ -1,10 +1,11 @@
 """Neighbouring experts of like load, which one vectorised call runs with few spare rows."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-__all__ = ["Group", "affordable_spare_rows", "groups"]
+__all__ = ["Group", "affordable_spare_rows", "groups", "work_per_row"]
 
 # What one more call of Keras layers costs, in multiply-adds.
 _CALL = 2e8
@@ -30,14 +31,33 @@ class Group(NamedTuple):
         return self.num_experts * self.size
 
 
-def affordable_spare_rows(numbers: int) -> float:
+def work_per_row(variables: Sequence[Sequence[int]], leaves: Sequence[Sequence[int]]) -> int:
+    """Returns about how many multiply-adds one expert spends on one row.
+
+    One for each number of its variables, as in dense layers, at each position: pixel of an image
+    or step of a sequence.
+
+    Args:
+        variables: Shapes of the variables of one expert.
+        leaves: Shapes of the parts of one row.
+
+    Example:
+    >>> from plait.ops.backend.groups import work_per_row
+    >>> work_per_row([(3, 3, 2, 4), (4,)], [(10, 10, 2)])
+    7600
+    """
+    numbers = sum(map(math.prod, variables))
+    positions = max(math.prod(leaf[:-1]) for leaf in leaves)
+    return max(numbers * positions, *map(math.prod, leaves))
+
+
+def affordable_spare_rows(work: int) -> float:
     """Returns how many spare rows cost what another call costs.
 
     Args:
-        numbers: How many numbers the variables of one expert hold. As in dense layers, a row is
-            taken to cost one multiply-add for each.
+        work: Multiply-adds per row.
     """
-    return _CALL / max(numbers, 1)
+    return _CALL / max(work, 1)
 
 
 def groups(loads: Sequence[int], affordable: float) -> list[Group]:

@@ -1,5 +1,6 @@
 """The seam on PyTorch."""
 
+import sys
 from contextlib import nullcontext as outside_of_graphs
 from itertools import chain, pairwise
 
@@ -7,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from plait.ops.backend.groups import Group, affordable_spare_rows, groups
+from plait.ops.backend.groups import Group, affordable_spare_rows, groups, work_per_row
 from plait.ops.backend.structure import is_float, vectorized_map_with
 
 __all__ = [
@@ -28,19 +29,27 @@ class _KerasInsideVmap(TorchFunctionMode):
     - Has the tensor a given memory format? Asked before a convolution, to copy it into the
       channels-last format. The format is only a matter of speed: yes.
     - What integer is it? Asked of a dropout's seed. Experts share the random generator that is
-      made of it, and draw different numbers from it: the sum of the experts' seeds.
+      made of it, and draw different numbers from it: the sum of the experts' seeds. Whoever else
+      asks is refused, as by `vmap` itself: to what experts compute there is no common answer.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.Tensor.is_contiguous and "memory_format" in kwargs:
             return True
-        if func is torch.Tensor.__int__:
+        if func is torch.Tensor.__int__ and _seeds_a_generator(sys._getframe(1)):
             holder = _Holder()
             _Peek.apply(args[0], holder)
             values = holder.value.unique()
             return int(values[0] if len(values) == 1 else values.sum())
         return func(*args, **kwargs)
+
+
+def _seeds_a_generator(frame):
+    """Whether the code that asks, behind other modes, goes on to seed a random generator."""
+    while frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return "manual_seed" in frame.f_code.co_names
 
 
 class _Holder:
@@ -192,9 +201,9 @@ def map_choices(function, variables, leaves, choices, vectorized):
     order, place, offsets, num_selected = choices
     bounds = offsets.tolist()
     loads = [b - a for a, b in pairwise(bounds)]
-    numbers = sum(variable[0].numel() for variable in variables)
+    work = work_per_row([v.shape[1:] for v in variables], [leaf.shape[1:] for leaf in leaves])
     # Where nobody was chosen, one call on no rows gives the outputs their shape.
-    found = groups(loads, affordable_spare_rows(numbers) if vectorized else -1) or [Group(0, 1, 0)]
+    found = groups(loads, affordable_spare_rows(work) if vectorized else -1) or [Group(0, 1, 0)]
     source, slot = _layout(found, bounds, order)
     chosen = slot[place]
     rows = [
@@ -259,7 +268,7 @@ def _run_group(function, variables, rows, group, loads):
         return function([variable[0] for variable in variables], rows, group.start)
     if not all(loads[group.start : group.end]):
         # An expert without rows runs on another's, and must not learn from what it makes of them.
-        used = torch.tensor(loads[group.start : group.end], device=variables[0].device) > 0
+        used = torch.tensor(loads[group.start : group.end], device=rows[0].device) > 0
         variables = [keep_gradient(v, used) if is_float(v) else v for v in variables]
     shape = group.num_experts, group.size
     fed = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in rows]
