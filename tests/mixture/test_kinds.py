@@ -372,6 +372,15 @@ def test_experts_that_drop_what_overflows_run_in_one_call(recwarn, rng):
     assert not [w for w in recwarn if "one after another" in str(w.message)]
 
 
+@pytest.mark.parametrize("router", ["softmax", plait.routers.TopK(1)], ids=["dense", "sparse"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_alike_experts_may_have_no_variables(execution, router, rng):
+    experts = [layers.Activation("tanh") for _ in range(3)]
+    x = data(rng)
+    mixture = plait.Mixture(experts, "constant", router=router, execution=execution)
+    np.testing.assert_allclose(as_numpy(mixture(x)), np.tanh(x), atol=1e-6)
+
+
 def test_one_model_may_be_an_expert_twice(rng):
     one, other, x = deep(), deep(), data(rng)
     gate = softmax_gate(3)

@@ -266,6 +266,18 @@ def test_rows_that_nobody_chose_do_not_leak(rng, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_an_expert_may_ask_how_many_rows_it_sees_where_nobody_is_chosen(path):
+    """Of no rows, a reshape could not tell how long they are."""
+
+    def flat(variables, rows, segment):
+        return ops.reshape(rows, (ops.shape(rows)[0], -1)) * variables[0]
+
+    x, indices = ops.ones((5, 2, 3)), 2 * ops.ones((5, 1), "int32")
+    y = by(path, flat, [ops.ones((2,))], x, indices, 2, 5)
+    np.testing.assert_array_equal(ops.convert_to_numpy(y), np.zeros((5, 1, 6)))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_experts_without_variables_run(path):
     """Also beside one that nobody chose."""
     x = np.arange(6, dtype="float32")

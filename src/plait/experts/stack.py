@@ -168,10 +168,12 @@ class ExpertStack(keras.layers.Layer):
             mapped: Structure of tensors `(e, …)` and `None`.
         """
         leaves = tree.flatten(mapped)
-        present = [leaf for leaf in leaves if leaf is not None]
+        # Their numbers go first, for experts that have no variables: someone must count them.
+        numbers = ops.arange(self.num_experts, dtype="int32")
+        present = [numbers, *(leaf for leaf in leaves if leaf is not None)]
 
         def of_one(slices: Any, _: Any = None) -> Any:
-            given = iter(slices)
+            given = iter(slices[1:])
             filled = [None if leaf is None else next(given) for leaf in leaves]
             return function(tree.pack_sequence_as(mapped, filled))
 

@@ -202,8 +202,10 @@ def map_choices(function, variables, leaves, choices, vectorized):
     bounds = offsets.tolist()
     loads = [b - a for a, b in pairwise(bounds)]
     work = work_per_row([v.shape[1:] for v in variables], [leaf.shape[1:] for leaf in leaves])
-    # Where nobody was chosen, one call on no rows gives the outputs their shape.
-    found = groups(loads, affordable_spare_rows(work) if vectorized else -1) or [Group(0, 1, 0)]
+    found = groups(loads, affordable_spare_rows(work) if vectorized else -1)
+    # Where nobody was chosen, one call gives the outputs their shape. It sees one row: of no rows,
+    # a reshape cannot say how long they are.
+    found = found or [Group(0, 1, min(1, len(order)))]
     source, slot = _layout(found, bounds, order)
     chosen = slot[place]
     rows = [
@@ -264,12 +266,12 @@ def _parts(found, num_experts):
 
 def _run_group(function, variables, rows, group, loads):
     """The outputs `(r, …)` of one group."""
-    if group.num_experts == 1:
-        return function([variable[0] for variable in variables], rows, group.start)
     if not all(loads[group.start : group.end]):
         # An expert without rows runs on another's, and must not learn from what it makes of them.
         used = torch.tensor(loads[group.start : group.end], device=rows[0].device) > 0
         variables = [keep_gradient(v, used) if is_float(v) else v for v in variables]
+    if group.num_experts == 1:
+        return function([variable[0] for variable in variables], rows, group.start)
     shape = group.num_experts, group.size
     fed = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in rows]
     experts = torch.arange(group.start, group.end, dtype=torch.int32, device=rows[0].device)
