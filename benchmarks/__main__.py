@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -71,12 +70,12 @@ def version(package):
 
 def heading(device, dtype):
     """Returns the lines above the table."""
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     load = os.getloadavg()[0]
     return [
         f"# Benchmarks: {machine(device)}, {dtype}",
         "",
-        f"Made by `{command}`. Ratios are medians of paired runs within one process.",
+        f"Made by `python -m benchmarks --device {device} --dtype {dtype}`, which `--scripts NAME`",
+        "lets measure a part again. Ratios are medians of paired runs within one process.",
         "",
         f"- {processor()}, {os.cpu_count()} cores, {dtype}; "
         f"load average at the start {load:.1f}"
