@@ -149,7 +149,8 @@ def keep_within_capacity(indices, weights, num_experts, capacity):
 
     ```
     """
-    expert = ops.reshape(ops.cast(indices, "int32"), (-1,))
+    indices = ops.cast(indices, "int32")
+    expert = ops.reshape(indices, (-1,))
     offsets = _offsets(expert, num_experts)
     somebody = expert < num_experts
 
