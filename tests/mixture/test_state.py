@@ -222,6 +222,32 @@ def test_dropout_draws_anew_under_a_sparse_router_where_experts_read_different_i
     np.testing.assert_allclose(as_numpy(mixture(x, training=False)), x["a"], atol=1e-6)
 
 
+@pytest.mark.parametrize("router", ["softmax", plait.routers.TopK(2)], ids=["dense", "sparse"])
+def test_dropout_differs_in_each_expert_of_a_template_that_is_a_mixture(router):
+    """Two mixtures of two: of 200 numbers, each zero or two, means of four take every value."""
+    inner = plait.Mixture([dropping(1), dropping(1001)], "uniform")
+    mixture = plait.Mixture(inner, "uniform", num_experts=2, router=router)
+    found = as_numpy(mixture(np.ones((1, 200), "float32"), training=True))
+    np.testing.assert_allclose(np.unique(np.round(found, 3)), [0.0, 0.5, 1.0, 1.5, 2.0])
+
+
+@pytest.mark.parametrize("source", ["list", "template"])
+def test_a_sparse_mixture_of_mixtures_stays_sparse_where_experts_drop(source, recwarn, data):
+    """Their seeds move, also where they are stacked, and depend on no other row."""
+
+    def inner():
+        stacks = [[layers.Dense(U), layers.Dropout(0.5)] for _ in "ab"]
+        experts = [keras.Sequential([keras.Input((D,)), *stack]) for stack in stacks]
+        return plait.Mixture(experts, router=plait.routers.TopK(1, noise=0.1))
+
+    experts, count = ([inner(), inner()], None) if source == "list" else (inner(), 2)
+    mixture = plait.Mixture(experts, num_experts=count, router=plait.routers.TopK(1))
+    x, _ = data
+    first, second = (as_numpy(mixture(x, training=True)) for _ in range(2))
+    assert (first != second).any()
+    assert not [w for w in recwarn if "every row" in str(w.message)]
+
+
 @every_execution
 def test_dropout_draws_anew_in_each_step_of_fit(execution):
     """With frozen weights, the loss of equal batches differs only by what is dropped."""

@@ -87,9 +87,10 @@ def fresh_values(variable: keras.Variable, initializers: Initializers, num_exper
     """
     initializer = initializers.get(id(variable))
     shape, dtype = tuple(variable.shape), variable.dtype
+    if is_seed(variable):
+        return _repeat(variable.value, num_experts) + _seed_steps(num_experts, shape, dtype)
     if initializer is None:
-        repeated = _repeat(variable.value, num_experts)
-        return repeated + _seed_steps(num_experts, dtype) if is_seed(variable) else repeated
+        return _repeat(variable.value, num_experts)
     at_once = _draw_at_once(initializer, (num_experts, *shape), dtype)
     if at_once is not None:
         return at_once
@@ -100,18 +101,24 @@ def fresh_values(variable: keras.Variable, initializers: Initializers, num_exper
 
 
 def is_seed(variable: keras.Variable) -> bool:
-    """Whether a variable is the state of a `keras.random.SeedGenerator`."""
-    return variable.name == "seed_generator_state"
+    """Whether a variable is the state of a `keras.random.SeedGenerator`, or a stack of such."""
+    return variable.name.endswith("seed_generator_state")
 
 
 def _repeat(value: Any, num_experts: int) -> Any:
     return _stack([value] * num_experts)  # copies: a view of one would be trained as one
 
 
-def _seed_steps(num_experts: int, dtype: str) -> Any:
-    """Returns what keeps the experts' streams of random numbers apart: a large odd step."""
-    steps = np.arange(num_experts, dtype="int64") * 1_000_003 % (2**31 - 1)
-    return ops.cast(np.stack([steps, np.zeros_like(steps)], axis=1), dtype)
+def _seed_steps(num_experts: int, shape: tuple[int, ...], dtype: str) -> Any:
+    """Returns what keeps the experts' streams of random numbers apart: a large odd step.
+
+    An expert that is a mixture has a stack of seeds `(…, 2)`, which stand such steps apart: the
+    next expert's begin behind them.
+    """
+    numbers = np.arange(num_experts, dtype="int64") * math.prod(shape[:-1])
+    steps = numbers * 1_000_003 % (2**31 - 1)
+    pairs = np.stack([steps, np.zeros_like(steps)], axis=1)
+    return ops.cast(pairs.reshape(num_experts, *(1,) * (len(shape) - 1), 2), dtype)
 
 
 def _draw_at_once(initializer: Any, shape: tuple[int, ...], dtype: str) -> Any:
