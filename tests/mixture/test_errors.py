@@ -217,15 +217,6 @@ def test_a_mistake_is_put_into_words(mistake, error, match):
         mistake()
 
 
-def test_one_of_a_stack_cannot_be_frozen_afterwards():
-    experts = [net(name=name) for name in "abc"]
-    mixture = plait.Mixture(experts, "uniform", execution="stacked")
-    mixture.compile("sgd", "mse")
-    experts[1].trainable = False
-    with pytest.raises(ValueError, match=r"frozen or trainable together.*frozen.*: 'b'"):
-        mixture.compile("sgd", "mse")
-
-
 def test_nothing_to_stack_is_warned_about():
     x = np.ones((2, D), "float32")
     unlike = [net(), keras.Sequential([layers.Dense(5), layers.Dense(U)])]

@@ -135,10 +135,12 @@ def test_losses_arrive_under_a_sparse_router(brings, data):
         if brings == "weight regularisers"
         else pytest.warns(UserWarning, match="run on every row where")
     )
+    squares = np.mean((mixture.predict(x, verbose=0) - y) ** 2)
     with warned:
-        squares = np.mean((mixture.predict(x, verbose=0) - y) ** 2)
-    loss = mixture.fit(x, y, batch_size=16, verbose=0).history["loss"][0]
+        loss = mixture.fit(x, y, batch_size=16, verbose=0).history["loss"][0]
     np.testing.assert_allclose(loss, squares + expected, rtol=1e-4)
+    evaluated = mixture.evaluate(x, y, batch_size=16, verbose=0)
+    np.testing.assert_allclose(evaluated, squares + expected, rtol=1e-4)
 
 
 def test_batch_norm_moves_under_a_sparse_router_as_in_the_loop(data):

@@ -1,27 +1,31 @@
 """Experts: alone, stacked, and on the rows that chose them."""
 
-from plait.experts.alike import (
-    Functional,
-    flat_layers,
-    refresh_adapted,
-    shares_variables,
-    why_alone,
+from plait.experts.groups import ExpertBank, Placed, SharedBank
+from plait.experts.initialization import (
+    FreshValues,
+    check_same,
+    copy_of,
+    copy_with_weights,
+    stack_many,
 )
-from plait.experts.bank import ExpertBank
-from plait.experts.fresh import copy_of, recorded_initializers
-from plait.experts.rows import CoupledRowsError
-from plait.experts.stateless import attach_masks, masks_of
+from plait.experts.signature import alike, shared_variables, why_alone
+from plait.experts.single import SingleExpert
+from plait.experts.stacked import StackedRunner
+from plait.experts.variables import StackedExperts
 
 __all__ = [
-    "CoupledRowsError",
     "ExpertBank",
-    "Functional",
-    "attach_masks",
+    "FreshValues",
+    "Placed",
+    "SharedBank",
+    "SingleExpert",
+    "StackedExperts",
+    "StackedRunner",
+    "alike",
+    "check_same",
     "copy_of",
-    "flat_layers",
-    "masks_of",
-    "recorded_initializers",
-    "refresh_adapted",
-    "shares_variables",
+    "copy_with_weights",
+    "shared_variables",
+    "stack_many",
     "why_alone",
 ]

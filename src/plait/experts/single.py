@@ -1,79 +1,101 @@
 """One expert that runs as itself."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 from keras import ops, tree
 
-from plait.experts.fresh import is_seed
-from plait.experts.rows import advance_seeds, run_chosen
-from plait.experts.stateless import attach_masks, masks_of
+from plait.compat import attach_masks, masks_of
+from plait.experts.dispatch import group_of
+from plait.experts.functional_call import call_with
+from plait.experts.runner import Results, Rows
+from plait.experts.seeds import DRAWS_PER_CALL, Seeds
+from plait.ops.backend import Group, is_float, keep_gradient
+from plait.typing import Mask, Nested, Tensor
 
-# Keras tracks an attribute of any name, but does not walk those that begin with two underscores
-# when it saves: the mixture writes its experts itself, the same however they run.
-_SCAFFOLD = "__scaffold"
 
-
-class SingleExpert(keras.layers.Layer):
-    """Runs one expert on its own variables, with an expert axis of length one.
+class SingleExpert:
+    """Runs one expert on its own variables.
 
     Args:
         expert: A built Keras layer or model.
     """
 
+    num_experts = 1
+    vectorized = False
+
     def __init__(self, expert: keras.layers.Layer) -> None:
-        super().__init__(name=expert.name, autocast=False, dtype="float32")
-        self.supports_masking = True
-        setattr(self, _SCAFFOLD, expert)
-        self.built = True
+        self.expert = expert
+
+    def stop_vectorizing(self, reason: str) -> None:
+        """Does nothing: one expert is not vectorised."""
 
     def representative(self) -> keras.layers.Layer:
-        """Returns the expert; a property would be walked when Keras saves."""
-        return getattr(self, _SCAFFOLD)
+        """Returns the expert."""
+        return self.expert
 
-    def call(self, inputs: Any, masks: Any = None, training: bool = False) -> Any:
-        """Runs the expert on every example; see `ExpertStack.call`."""
-        fed = attach_masks(inputs[0], masks[0] if masks else None)
-        outputs = self.representative()(fed, training=training)
-        output_masks = [None if mask is None else mask[None] for mask in masks_of(outputs)]
-        return tree.map_structure(lambda leaf: leaf[None], outputs), output_masks
+    def run_all(
+        self,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        training: bool,
+        used: Tensor | None = None,
+    ) -> Results:
+        """Runs the expert on every example; see `ExpertRunner.run_all`."""
+        if used is not None:
+            return self._run_guarded(inputs[0], masks[0] if masks else None, training, used)
+        fed = attach_masks(inputs[0], masks[0]) if masks else inputs[0]
+        outputs = self.expert(fed, training=training)
+        found = [None if mask is None else mask[None] for mask in masks_of(outputs)]
+        return Results(tree.map_structure(lambda leaf: leaf[None], outputs), found, [])
 
-    def run_chosen(
-        self, rows: Any, masks: Any, indices: Any, capacity: int | None, training: bool
-    ) -> tuple[Any, list[Any]]:
-        """Runs the expert on the rows that chose it; see `plait.experts.rows.run_chosen`."""
-        variables = self.representative().variables
-        results = run_chosen(
-            self.representative(),
-            variables,
-            [variable.value[None] for variable in variables],
-            rows,
-            masks,
-            indices,
-            num_experts=1,
-            capacity=capacity,
-            training=training,
-            vectorized=False,
-        )
-        if training:
-            advance_seeds(variables, [is_seed(variable) for variable in variables])
-        return results
+    def _run_guarded(
+        self, inputs: Nested, masks: list[Mask] | None, training: bool, used: Tensor
+    ) -> Results:
+        """Runs the expert with a gradient of zero where it is not used."""
+        variables = self.expert.variables
+        values = [
+            keep_gradient(v.value[None], used)[0] if is_float(v) else v.value for v in variables
+        ]
+        outcome = call_with(self.expert, variables, values, inputs, masks, training)
+        for position, value in outcome.updates.items():
+            variables[position].assign(value)
+        found = [None if mask is None else mask[None] for mask in outcome.masks]
+        outputs = tree.map_structure(lambda leaf: leaf[None], outcome.outputs)
+        return Results(outputs, found, outcome.losses)
 
-    def stacked_values(self) -> list[Any]:
-        """Returns the expert's variables as NumPy arrays of shape `(1, …)`."""
+    def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
+        """Returns the expert as a group of one; see `ExpertRunner.dispatched`."""
+        variables = self.expert.variables
+        part = rows.part_of[positions[0]]
         return [
-            ops.convert_to_numpy(variable.value)[None]
-            for variable in self.representative().variables
+            group_of(
+                self.expert,
+                variables,
+                Seeds(variables),
+                [variable.value[None] for variable in variables],
+                num_experts=1,
+                masks=rows.masks[part],
+                part=part,
+                training=training,
+                vectorized=False,
+            )
         ]
 
-    def set_stacked(self, values: Sequence[Any]) -> None:
-        """Sets the expert's variables from arrays of shape `(1, …)`."""
-        for variable, value in zip(self.representative().variables, values, strict=True):
-            variable.assign(value[0])
+    def after_dispatch(self, training: bool) -> None:
+        """Moves the seeds on, so that the next step draws anew."""
+        variables = self.expert.variables
+        for position in Seeds(variables).positions if training else []:
+            seed = variables[position]
+            seed.assign(seed.value + ops.cast([0, DRAWS_PER_CALL], seed.dtype))
 
-    def save_own_variables(self, store: Any) -> None:
-        """Writes nothing: the mixture writes its experts' variables."""
+    def values(self, expert: int) -> list[Tensor]:
+        """Returns the present values of the expert's variables."""
+        del expert
+        return [variable.value for variable in self.expert.variables]
 
-    def load_own_variables(self, store: Any) -> None:
-        """Reads nothing: the mixture reads its experts' variables."""
+    def set_values(self, expert: int, values: Sequence[Tensor]) -> None:
+        """Sets the expert's variables."""
+        del expert
+        for variable, value in zip(self.expert.variables, values, strict=True):
+            variable.assign(value)

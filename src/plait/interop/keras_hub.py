@@ -9,9 +9,9 @@ import keras
 from keras import ops
 
 from plait.errors import message
-from plait.experts import flat_layers
-from plait.mixture.forward import merge_chosen
+from plait.compat import flat_layers
 from plait.ops.balance import expert_load, load_balance
+from plait.ops.combine import merge_chosen
 from plait.ops.dispatch import apply_experts
 from plait.ops.routing import softmax, top_k
 

@@ -1,12 +1,27 @@
-"""The forward pass in pieces: from weights and outputs to the merged output."""
+"""The forward pass in pieces: from weights and experts to the merged output."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from keras import backend, ops, tree
+from keras import ops, tree
 
-from plait.experts import attach_masks
-from plait.ops.combine import at_least_float32, merged_dtype, weighted_sum_stacked
-from plait.ops.routing import Routing
+from plait.compat import attach_masks
+from plait.experts import ExpertBank
+from plait.ops.backend import is_float
+from plait.ops.routing import Routing, chosen
+from plait.typing import Mask, Nested, Tensor
+
+
+class Fed(NamedTuple):
+    """What the experts read.
+
+    Attributes:
+        inputs: One structure that all experts share, or one for each.
+        masks: As `inputs`, flat lists of masks; or `None` where nothing is masked.
+    """
+
+    inputs: list[Nested]
+    masks: list[list[Mask]] | None
 
 
 class Parts(NamedTuple):
@@ -16,83 +31,174 @@ class Parts(NamedTuple):
         weights: Mixing weights of shape `(b, …, e)`.
         outputs: The experts' outputs, a structure with leaves `(e, b, …, u)`.
         masks: Flat list of the outputs' masks, `(b, …)` or `None`.
+        losses: Scalars that the experts added and that Keras has not recorded.
     """
 
-    weights: Any
-    outputs: Any
-    masks: Any
+    weights: Tensor
+    outputs: Nested
+    masks: list[Mask]
+    losses: list[Tensor]
 
 
-def merge_stacked(weights: Any, outputs: Any, compute_dtype: str) -> Any:
-    """Returns `Σ_l w_l · f_l` for each leaf `(e, b, …, u)` of the experts' outputs."""
+class Merged(NamedTuple):
+    """A mixture's output.
 
-    def merge(leaf: Any) -> Any:
-        dtype = merged_dtype([backend.standardize_dtype(leaf.dtype)], compute_dtype)
-        return ops.cast(weighted_sum_stacked(weights, leaf), dtype)
+    Attributes:
+        outputs: Structure with leaves `(b, …, u)`, masks attached.
+        losses: As in `Parts`.
+    """
 
-    return tree.map_structure(merge, outputs)
+    outputs: Nested
+    losses: list[Tensor]
 
 
-def merge_chosen(weights: Any, indices: Any, outputs: Any, compute_dtype: str) -> Any:
-    """Returns `Σ_j w[i, indices[i, j]] · y[i, j]` for each leaf of the chosen experts' outputs.
+def run_every(
+    bank: ExpertBank,
+    routing: Routing,
+    fed: Fed,
+    *,
+    by_step: bool,
+    sparse: bool,
+    training: bool,
+) -> Parts:
+    """Runs every expert on every row.
 
     Args:
-        weights: Tensor of shape `(n, e)`.
-        indices: int32 `(n, k)`; `e` stands for nobody.
-        outputs: Structure with leaves `(n, k, …, u)`.
-        compute_dtype: The mixture's compute dtype.
+        bank: The experts.
+        routing: The weights `(b, …, e)`, and which experts were chosen.
+        fed: What the experts read.
+        by_step: Whether experts see the routed axes as one axis of rows.
+        sparse: Whether what an expert gives for a row that did not choose it must leave no trace:
+            such outputs become zeros, and the gradient to that expert and through it zero.
+        training: As in Keras.
+    """
+    rank = len(routing.weights.shape) - 1
+    inputs, masks, used = list(fed.inputs), fed.masks, None
+    if by_step and rank > 1:
+        inputs, masks = [fold_rows(part, rank) for part in inputs], None
+    keep = chosen(chosen_experts(routing), routing.weights.shape[-1]) if sparse else None
+    if keep is not None and training:
+        folded = fold_rows(keep, rank) if by_step else keep
+        used = ops.any(folded, axis=tuple(range(len(folded.shape) - 1)))
+        inputs, masks = _guarded(inputs, masks, folded)
+    outputs, output_masks, losses = bank.run_all(inputs, masks, training, used)
+    if by_step and rank > 1:
+        lead = ops.shape(routing.weights)[:-1]
+        outputs = tree.map_structure(
+            lambda leaf: ops.reshape(leaf, (leaf.shape[0], *lead, *ops.shape(leaf)[2:])), outputs
+        )
+        output_masks = step_masks(outputs, fed.masks)
+    if keep is not None:
+        outputs = _without_unchosen(outputs, keep)
+    return Parts(routing.weights, outputs, output_masks, losses)
+
+
+def _guarded(
+    inputs: list[Nested], masks: list[list[Mask]] | None, keep: Tensor
+) -> tuple[list[Nested], list[list[Mask]] | None]:
+    """Returns inputs for each expert, without a gradient from rows that did not choose it.
+
+    A gradient of zero times an expert's NaN would be NaN.
+    """
+    num_experts = keep.shape[-1]
+    by_row = ops.any(keep, axis=tuple(range(1, len(keep.shape) - 1))) if len(keep.shape) > 2 else keep
+
+    def guard(leaf: Tensor, expert: int) -> Tensor:
+        if not is_float(leaf):
+            return leaf
+        row = ops.reshape(by_row[:, expert], (-1,) + (1,) * (len(leaf.shape) - 1))
+        return ops.where(row, leaf, ops.stop_gradient(leaf))
+
+    every = inputs * num_experts if len(inputs) == 1 else inputs
+    guarded = [
+        tree.map_structure(lambda leaf, expert=expert: guard(leaf, expert), part)
+        for expert, part in enumerate(every)
+    ]
+    if masks is not None and len(masks) == 1:
+        masks = masks * num_experts
+    return guarded, masks
+
+
+def _without_unchosen(outputs: Nested, keep: Tensor) -> Nested:
+    """Returns outputs `(e, b, …, u)` with zeros where an expert was not chosen, `keep` `(b, …, e)`."""
+    rank = len(keep.shape)
+    keep = ops.transpose(keep, (rank - 1, *range(rank - 1)))
+
+    def clear(leaf: Tensor) -> Tensor:
+        shape = (*ops.shape(keep), *(1,) * (len(leaf.shape) - rank))
+        return ops.where(ops.reshape(keep, shape), leaf, ops.zeros_like(leaf))
+
+    return tree.map_structure(clear, outputs)
+
+
+def run_chosen(
+    bank: ExpertBank,
+    routing: Routing,
+    fed: Fed,
+    *,
+    capacity: int | None,
+    training: bool,
+) -> tuple[Tensor, Tensor, Nested, list[Mask]]:
+    """Runs each expert on the rows that chose it.
+
+    Args:
+        bank: The experts.
+        routing: The weights `(b, …, e)`, and which experts were chosen.
+        fed: What the experts read.
+        capacity: Most rows that one expert may have, or `None` for any load.
+        training: As in Keras.
 
     Returns:
-        The structure with leaves `(n, …, u)`.
+        Weights `(n, e)`, indices `(n, k)`, outputs with leaves `(n, k, …, u)`, and their masks.
     """
-    num_experts = weights.shape[-1]
-    chosen = ops.take_along_axis(weights, ops.minimum(indices, num_experts - 1), axis=-1)
-    chosen = ops.where(indices < num_experts, chosen, ops.zeros_like(chosen))
+    rank = len(routing.weights.shape) - 1
+    weights = fold_rows(routing.weights, rank)
+    indices = fold_rows(chosen_experts(routing), rank)
+    results = bank.run_dispatched(
+        [fold_rows(part, rank) for part in fed.inputs],
+        fed.masks if rank == 1 else None,
+        indices,
+        capacity,
+        training,
+    )
+    return weights, indices, results.outputs, results.masks
 
-    def merge(leaf: Any) -> Any:
-        dtype = merged_dtype([backend.standardize_dtype(leaf.dtype)], compute_dtype)
-        shape = (*ops.shape(chosen), *(1,) * (len(leaf.shape) - 2))
-        weighted = ops.multiply(ops.reshape(chosen, shape), at_least_float32(leaf))
-        total = ops.sum(weighted, axis=1)
-        return ops.cast(total, dtype)
 
-    return tree.map_structure(merge, outputs)
-
-
-def chosen_experts(routing: Routing) -> Any:
+def chosen_experts(routing: Routing) -> Tensor:
     """Returns the indices of a sparse routing; where the router gives none, all of weight > 0."""
     if routing.indices is not None:
         return routing.indices
     num_experts = routing.weights.shape[-1]
-    everyone = ops.broadcast_to(ops.arange(num_experts, dtype="int32"), ops.shape(routing.weights))
-    return ops.where(routing.weights > 0, everyone, ops.full_like(everyone, num_experts))
+    every = ops.broadcast_to(ops.arange(num_experts, dtype="int32"), ops.shape(routing.weights))
+    # Not `> 0`: a weight that is NaN must show in the output.
+    return ops.where(routing.weights == 0, ops.full_like(every, num_experts), every)
 
 
-def fold_rows(tensors: Any, routed_rank: int) -> Any:
+def fold_rows(tensors: Nested, routed_rank: int) -> Nested:
     """Returns tensors whose first `routed_rank` axes are one axis of rows."""
     if routed_rank == 1:
         return tensors
     return tree.map_structure(
-        lambda leaf: (
-            leaf if leaf is None else ops.reshape(leaf, (-1, *ops.shape(leaf)[routed_rank:]))
-        ),
-        tensors,
+        lambda leaf: ops.reshape(leaf, (-1, *ops.shape(leaf)[routed_rank:])), tensors
     )
 
 
-def unfold_rows(tensors: Any, like: Any, routed_rank: int) -> Any:
+def unfold_rows(tensors: Nested, like: Tensor, routed_rank: int) -> Nested:
     """Returns tensors whose axis of rows is again the first `routed_rank` axes of `like`."""
     if routed_rank == 1:
         return tensors
     lead = ops.shape(like)[:routed_rank]
     return tree.map_structure(
-        lambda leaf: leaf if leaf is None else ops.reshape(leaf, (*lead, *ops.shape(leaf)[1:])),
-        tensors,
+        lambda leaf: ops.reshape(leaf, (*lead, *ops.shape(leaf)[1:])), tensors
     )
 
 
-def with_masks(outputs: Any, masks: Any) -> Any:
+def step_masks(outputs: Nested, masks: Sequence[list[Mask]] | None) -> list[Mask]:
+    """Returns the outputs' masks where experts run step by step: those of the input."""
+    given = [mask for part in masks or [] for mask in part if mask is not None]
+    return [given[0] if given else None] * len(tree.flatten(outputs))
+
+
+def with_masks(outputs: Nested, masks: list[Mask]) -> Nested:
     """Returns the outputs with their masks attached; `masks` is flat."""
-    if all(mask is None for mask in masks):
-        return outputs
-    return attach_masks(outputs, tree.pack_sequence_as(outputs, list(masks)))
+    return attach_masks(outputs, masks)

@@ -1,35 +1,30 @@
 """The mixture: parallel Keras models and a gate, as one Keras model."""
 
-import warnings
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 from keras import ops, tree
 
 from plait import routers
-from plait.experts import CoupledRowsError, Functional, attach_masks, copy_of, masks_of
-from plait.losses import ObjectiveState
-from plait.mixture import gates, topology
-from plait.mixture.about import About
-from plait.mixture.assembly import (
-    bank_of_list,
-    bank_of_template,
-    check_execution,
-    check_experts,
-)
+from plait.compat import UntrackedList, attach_masks, is_functional, masks_of
+from plait.errors import message
+from plait.mixture import gates, introspection, optimizers, serialization
+from plait.mixture.build import check_execution, check_experts, make_experts
 from plait.mixture.forward import (
+    Fed,
+    Merged,
     Parts,
-    chosen_experts,
-    fold_rows,
-    merge_chosen,
-    merge_stacked,
+    run_chosen,
+    run_every,
+    step_masks,
     unfold_rows,
     with_masks,
 )
-from plait.mixture.learning import Learning, PartsHolder
-from plait.mixture.persistence import Persistence
+from plait.mixture.inputs import Selector, select, select_each, selectors
+from plait.mixture.objective import PartsModel
 from plait.mixture.specs import (
     as_rows,
     check_agreement,
@@ -37,25 +32,32 @@ from plait.mixture.specs import (
     check_rank_rule,
     output_specs,
     specs_of,
+    takes_single_rows,
 )
-from plait.mixture.telling import Telling
-from plait.ops.backend import compiles_loads, forget_gradients, outside_of_graphs
-from plait.ops.combine import merged_dtype
+from plait.mixture.state import MixtureState
+from plait.ops.backend import compiles, forget_gradients, outside_of_graphs
+from plait.ops.combine import merge_chosen, merge_stacked, merged_dtype
 from plait.ops.routing import Routing
-from plait.ops.shapes import merge
+from plait.ops.shapes import map_shapes, merge
+from plait.typing import Config, Mask, Nested, Shape, Shapes
+
+if TYPE_CHECKING:
+    from plait.training.em import EMResult
 
 
 @keras.saving.register_keras_serializable("plait")
-class Mixture(Telling, Learning, Persistence, keras.Model):
+class Mixture(PartsModel):
     """Parallel Keras models and a gate as one model: `out = Σ_l w_l(x) · f_l(x)`.
 
-    Experts of one architecture run as one stacked call, others one after another. Under a sparse
-    router such as `plait.routers.TopK` an expert runs only on the rows that chose it; where the
-    weights have more routed axes than the batch, as `(b, t, e)`, a row is one step, so a template
-    is best left unbuilt or built for one step.
+    Models that are passed in stay what they are: the mixture's variables are theirs, as in any
+    Keras model that is made of models. What is set on an expert at any time, by `load_weights`,
+    `trainable`, `fit` of the expert alone, is what the mixture computes, and the other way round.
+    With a template, or with `copy_experts=True`, the mixture owns its experts' variables: experts
+    of one architecture have them stacked, `(e, …)`, and run as one call.
 
-    The experts that were passed in hold the trained weights after `fit` and `load_weights`. Where
-    the mixture is a part of another model that is fitted, `expert(i)` gives them.
+    Under a sparse router such as `plait.routers.TopK` an expert runs only on the rows that chose
+    it. Where the weights have more routed axes than the batch, as `(b, t, e)`, a row is one step,
+    so a template is best left unbuilt or built for one step.
 
     Args:
         experts: List of Keras models or layers, or one template with `num_experts`, of which each
@@ -63,16 +65,19 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
             dicts of them; each leaf is merged by the same weights.
         gate: Keras model or layer whose last axis is the experts. `None` is a linear gate on the
             flattened features, one set of weights per example; `"constant"` one learned weight per
-            expert; `"uniform"` the plain average.
+            expert; `"uniform"` the plain average; a list of numbers fixed weights.
         num_experts: Number of experts, where `experts` is a template.
-        router: `None` takes the gate's output as the weights, as it is, except for the gates that
-            plait brings, which get `Softmax()`. Else a `plait.routers.Router`, its name or config.
+        router: `None` takes the gate's output as the weights, as it is, except for the learned
+            gates that plait brings, which get `Softmax()`. Else a `plait.routers.Router`, its name
+            or config.
         expert_inputs: What of a structured input the experts read: a key or position, a tuple of
             these as a path into a nested input, or a list with one of these (or a list of them)
             for each expert. `None` is the whole input.
         gate_inputs: What the gate reads: as one entry of `expert_inputs`; a list is several parts.
-        execution: `"auto"` and `"stacked"` stack experts of one architecture, `"loop"` runs each
-            expert as itself; `"stacked"` warns where there is nothing to stack.
+        execution: How experts of one architecture run, a matter of speed alone: `"loop"` one after
+            another, `"stacked"` in one call, `"auto"` as is faster. Random numbers, such as those
+            of dropout, may differ.
+        copy_experts: Whether the mixture owns copies of the given models; these are left alone.
         **kwargs: `name`, `dtype` and `trainable` of a Keras model.
 
     Call arguments:
@@ -100,182 +105,174 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         Shazeer et al. (2017), Outrageously large neural networks.
     """
 
-    fit_gate: Callable[..., keras.callbacks.History]
-    """See `plait.training.fit_gate`, which stands a floor above."""
-
     def __init__(
         self,
-        experts: Any,
-        gate: Any = None,
+        experts: list[keras.layers.Layer] | keras.layers.Layer,
+        gate: gates.GateSpec = None,
         *,
         num_experts: int | None = None,
-        router: Any = None,
-        expert_inputs: Any = None,
-        gate_inputs: Any = None,
+        router: routers.Router | str | Config | None = None,
+        expert_inputs: Selector = None,
+        gate_inputs: Selector = None,
         execution: str = "auto",
+        copy_experts: bool = False,
         **kwargs: Any,
     ) -> None:
-        # The experts' and the gate's own layers cast their inputs; the mixture leaves them alone.
-        super().__init__(autocast=False, **kwargs)
-        given, count = check_experts(experts, num_experts)
-        self.num_experts = count
+        super().__init__(**kwargs)
+        given, self.num_experts = check_experts(experts, num_experts)
+        template = isinstance(experts, keras.layers.Layer)
         self.execution = check_execution(execution)
         self.expert_inputs = expert_inputs
         self.gate_inputs = gate_inputs
         self.supports_masking = True
-        self.gate = gates.get(gate, count)
-        brings_gate = not isinstance(gate, keras.layers.Layer)
-        self.router = routers.get("softmax" if router is None and brings_gate else router)
-        # Said before `build`: whoever compiles a model around the mixture asks first.
-        self.supports_jit = not self._is_sparse or compiles_loads()
-        self._about = About(
-            experts=given,
-            template=given[0] if isinstance(experts, keras.layers.Layer) else None,
+        self.state = MixtureState(
+            given=given,
+            ownership="template" if template else "copied" if copy_experts else "shared",
             gate=gate,
-            selectors=topology.selectors(expert_inputs, count),
+            selectors=selectors(expert_inputs, self.num_experts),
         )
-        self.objective_state = ObjectiveState(name="objective")
-        self.objective_state.built = True
-        self._parts = PartsHolder()
-        self._warn_of_double_softmax()
+        shared = self.state.ownership == "shared"
+        self.experts = given if shared else UntrackedList(given)
+        self.gate = gates.get(gate, self.num_experts)
+        learned = isinstance(self.gate, (gates.LinearGate, gates.ConstantGate))
+        by_caller = isinstance(gate, keras.layers.Layer)
+        self.router = routers.get(
+            "softmax" if router is None and learned and not by_caller else router
+        )
+        # Set before `build`: a model around the mixture may be compiled first.
+        self.supports_jit = compiles(dispatches=self._is_sparse)
         self._build_early()
-
-    def _warn_of_double_softmax(self) -> None:
-        if self.router is not None and self.router.from_logits and gates.ends_in_softmax(self.gate):
-            warnings.warn(
-                f"The gate {self.gate.name!r} ends in a softmax, but "
-                f"{type(self.router).__name__} takes logits: the weights are a softmax of a "
-                "softmax, nearly uniform. Use from_logits=False, or end the gate without softmax.",
-                stacklevel=3,
-            )
 
     @property
     def _is_sparse(self) -> bool:
         return self.router is not None and self.router.sparse
 
+    def _warn_of_the_gate(self, outputs: Nested) -> None:
+        """Warns of a gate whose output visibly is not what the router takes, or no weights."""
+        by_step = [spec for spec in tree.flatten(outputs) if len(spec.shape) == 3]
+        if self._is_sparse and self.state.gate is None and by_step:
+            self.state.warn_once(
+                f"The default gate of {self.name!r} routes whole examples, outputs of shape "
+                f"{tuple(by_step[0].shape)}. To route each step, pass "
+                f"gate=keras.layers.Dense({self.num_experts})."
+            )
+        if self.router is None:
+            if gates.ends_in_raw_scores(self.gate):
+                self.state.warn_once(
+                    f"The gate {self.gate.name!r} ends without a softmax and there is no router: "
+                    "its scores, of any sign and sum, are the weights. End it with "
+                    "activation='softmax', or pass router='softmax'."
+                )
+        elif self.router.from_logits and gates.ends_in_softmax(self.gate):
+            self.state.warn_once(
+                f"The gate {self.gate.name!r} ends in a softmax, but "
+                f"{type(self.router).__name__} takes logits: the weights are a softmax of a "
+                "softmax, nearly uniform. Use from_logits=False, or end the gate without softmax."
+            )
+
     def _build_early(self) -> None:
-        """Builds at once where the first expert knows its input and everybody reads it whole."""
-        about = self._about
-        first = about.experts[0]
-        reads_whole = about.selectors == [None] and self.gate_inputs is None
-        if not (reads_whole and isinstance(first, (Functional, keras.Sequential)) and first.built):
+        """Builds at once where the first expert has a known input, which all read whole."""
+        state, first = self.state, self.state.first
+        reads_whole = state.selectors == [None] and self.gate_inputs is None
+        graph = isinstance(first, keras.Sequential) or is_functional(first)
+        if not (reads_whole and graph and first.built):
             return
         inputs = first.inputs[0] if isinstance(first, keras.Sequential) else first.input
-        about.input_dtype = tree.map_structure(lambda spec: spec.dtype, inputs)
+        state.input_dtype = tree.map_structure(lambda spec: spec.dtype, inputs)
         self.build(tree.map_structure(lambda spec: tuple(spec.shape), inputs))
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Nested, *args: Any, **kwargs: Any) -> Nested:
         """Calls the mixture; an unbuilt one notes the inputs' dtypes, which `build` is not told."""
         if not self.built:
-            self._about.input_dtype = tree.map_structure(
+            self.state.input_dtype = tree.map_structure(
                 lambda leaf: keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32")),
                 inputs,
             )
         return super().__call__(inputs, *args, **kwargs)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shapes) -> None:
         """Builds gate and experts, and checks that they fit together."""
-        about = self._about
-        if about.built_bank is not None:  # built early, for the input that the experts know
-            return
-        with outside_of_graphs():  # `predict` may be the first to call, inside a trace
-            self._build(input_shape)
+        if self.state.built_bank is None:  # else built early, for the input of the experts
+            with outside_of_graphs():  # `predict` may be the first to call, inside a trace
+                self._build(input_shape)
 
-    def _build(self, input_shape: Any) -> None:
-        about = self._about
-        about.input_shape = input_shape
-        inputs = specs_of(input_shape, about.input_dtype)
-        scores = self._build_gate(inputs)
-        weights_shape = about.weights_shape = tuple(scores.shape)
-        fed = topology.select_each(inputs, about.selectors)
-        rows = self._row_specs(fed, weights_shape) if self._is_sparse else None
-        about.dispatches = rows is not None
-        self.supports_jit = not about.dispatches or compiles_loads()
-        about.built_bank = self._build_bank(fed if rows is None else rows)
-        check_rank_rule(weights_shape, self._output_specs(fed, scores))
-        self.expert_layers = about.bank.layers
-        paths = Counter(variable.path for variable in self.variables)
-        about.namesakes = [v for v in self.variables if paths[v.path] > 1]
-        self.attach_objective()
-
-    def weights_shape(self) -> tuple[int | None, ...] | None:
-        """Returns the shape of the mixing weights, `(b, …, e)`, or `None` before it is known."""
-        return self._about.weights_shape
-
-    def _build_gate(self, inputs: Any) -> keras.KerasTensor:
-        scores = output_specs(self.gate, self._gate_part(inputs))
-        scores = check_gate(scores, self.gate, self.num_experts)
+    def _build(self, input_shape: Shapes) -> None:
+        state = self.state
+        state.input_shape = input_shape
+        inputs = specs_of(input_shape, state.input_dtype)
+        scores = check_gate(
+            output_specs(self.gate, self._gate_part(inputs)), self.gate, self.num_experts
+        )
+        weights_shape = state.weights_shape = tuple(scores.shape)
         if self.router is not None and not self.router.built:
-            self.router.build(tuple(scores.shape))
-        return scores
+            self.router.build(weights_shape)
+        fed = select_each(inputs, state.selectors)
+        rows = self._row_specs(fed, weights_shape) if self._is_sparse else None
+        state.dispatches = rows is not None
+        self.supports_jit = compiles(dispatches=state.dispatches)
+        state.built_bank, owned = make_experts(
+            state, self.num_experts, fed if rows is None else rows, self.execution
+        )
+        outputs = self._output_specs(fed, scores)
+        check_rank_rule(weights_shape, outputs)
+        self.owned_experts = owned
+        by_path = defaultdict(list)
+        for variable in self.trainable_variables:
+            by_path[variable.path].append(variable)
+        state.namesakes = [group for group in by_path.values() if len(group) > 1]
+        self.attach_objective()
+        self._warn_of_the_gate(outputs)
 
-    def _build_bank(self, fed: Any) -> Any:
-        about = self._about
-        if about.template is not None:
-            return bank_of_template(about.template, self.num_experts, fed, self.execution)
-        return bank_of_list(about.experts, fed, self.execution)
+    def weights_shape(self) -> Shape | None:
+        """Returns the shape of the mixing weights, `(b, …, e)`, or `None` before it is known."""
+        return self.state.weights_shape
 
-    def _row_specs(self, fed: Any, weights_shape: Any) -> Any:
+    def _row_specs(self, fed: list[Nested], weights_shape: Shape) -> list[Nested] | None:
         """Returns the specs of one row each, or `None` where experts cannot run row by row."""
-        rank = len(weights_shape) - 1
+        state, rank = self.state, len(weights_shape) - 1
         if rank == 1:
             return fed
         if all(len(spec.shape) >= rank for spec in tree.flatten(fed)):
             rows = [as_rows(part, rank) for part in fed]
-            first = self._about.experts[0]
-            try:
-                output_specs(first if first.built else copy_of(first), rows[0])
-            except Exception:  # an expert that mixes steps refuses a single one, in its own words
-                pass
-            else:
+            if takes_single_rows(state.first, rows[0]):
                 return rows
-        warnings.warn(
-            f"The experts of {self.name!r} run on every step: {self._about.experts[0].name!r} does "
-            f"not take single rows, which weights of shape {weights_shape} route. Leave the "
-            "experts unbuilt, or build them for the input of one step.",
-            stacklevel=2,
+        state.warn_once(
+            f"The experts of {self.name!r} run on every step: {state.first.name!r} does not take "
+            f"single rows, which weights of shape {weights_shape} route. Leave the experts "
+            "unbuilt, or build them for the input of one step."
         )
         return None
 
-    def _output_specs(self, fed: Any, weights: keras.KerasTensor) -> Any:
+    def _output_specs(self, fed: list[Nested], weights: keras.KerasTensor) -> Nested:
         """Returns the experts' common output specs, checked to agree."""
-        about = self._about
-        rank = len(weights.shape) - 1
-        if not about.dispatches or rank == 1:
-            return check_agreement(about.bank.output_specs(fed))
+        state, rank = self.state, len(weights.shape) - 1
+        if not state.dispatches or rank == 1:
+            return check_agreement(state.bank.output_specs(fed))
         rows = [as_rows(part, rank) for part in fed]
         return tree.map_structure(
             lambda spec: keras.KerasTensor((*weights.shape[:-1], *spec.shape[1:]), spec.dtype),
-            check_agreement(about.bank.output_specs(rows)),
+            check_agreement(state.bank.output_specs(rows)),
         )
 
-    def _gate_part(self, inputs: Any) -> Any:
-        return topology.select(inputs, self.gate_inputs, "the gate")
+    def _gate_part(self, inputs: Nested) -> Nested:
+        return select(inputs, self.gate_inputs, "the gate")
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(self, inputs: Nested, training: bool | None = None, mask: Nested = None) -> Nested:
         """Returns the merged output."""
         training = bool(training)
         routing = self.route(inputs, training, mask)
-        about = self._about
         if training:
-            forget_gradients(about.namesakes)
-        if about.dispatches and self.objective is None:
-            try:
-                return self._call_chosen(routing, inputs, training, mask)
-            except CoupledRowsError:
-                self._warn_once(
-                    f"The experts of {self.name!r} run on every row where they move batch "
-                    "statistics or add losses, which depend on the whole batch."
-                )
-        parts = self._all_parts(routing, inputs, training, mask)
-        outputs = parts.outputs
-        if self.objective is not None:
-            self.note_parts(parts)
-            outputs = self.objective.mean(outputs)
-        merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
-        return with_masks(merged, parts.masks)
+            forget_gradients(self.state.namesakes)
+        fed = self._fed(inputs, mask)
+        if self._may_dispatch(fed, training):
+            merged = self._merge_chosen(routing, fed, training)
+        else:
+            merged = self._merge_every(routing, fed, training)
+        for loss in merged.losses:
+            self.add_loss(loss)
+        return merged.outputs
 
-    def route(self, inputs: Any, training: bool, mask: Any) -> Routing:
+    def route(self, inputs: Nested, training: bool, mask: Nested) -> Routing:
         """Returns the weights and which experts were chosen, called within a Keras call.
 
         Args:
@@ -285,86 +282,100 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
         """
         part = self._gate_part(inputs)
         if mask is not None:
-            part = attach_masks(part, self._gate_part(mask))
+            part = attach_masks(part, tree.flatten(self._gate_part(mask)))
         scores = self.gate(part, training=training)
         if self.router is None:
             return Routing(scores)
         # Steps that are masked count in no balance term and take none of an expert's capacity.
         return self.router.route(scores, training=training, mask=masks_of(scores)[0])
 
-    def _fed(self, inputs: Any, mask: Any) -> tuple[list[Any], list[Any] | None]:
+    def _fed(self, inputs: Nested, mask: Nested) -> Fed:
         """Returns what the experts read, and its masks."""
-        selectors = self._about.selectors
-        fed = topology.select_each(inputs, selectors)
+        chosen = self.state.selectors
+        fed = select_each(inputs, chosen)
         if mask is None or all(leaf is None for leaf in tree.flatten(mask)):
-            return fed, None
-        return fed, topology.select_each(mask, selectors)
+            return Fed(fed, None)
+        return Fed(fed, [tree.flatten(part) for part in select_each(mask, chosen)])
 
-    def _all_parts(self, routing: Routing, inputs: Any, training: bool, mask: Any) -> Parts:
-        """Runs every expert."""
-        about = self._about
-        fed, masks = self._fed(inputs, mask)
-        # Experts built for one step may have built the mixture, before it is called on sequences.
-        rank = len(routing.weights.shape) - 1
-        if about.dispatches and rank > 1:
-            folded = [fold_rows(part, rank) for part in fed]
-            outputs, _ = about.bank.run_all(folded, None, training)
-            outputs = tree.map_structure(
-                lambda leaf: ops.reshape(
-                    leaf,
-                    (leaf.shape[0], *ops.shape(routing.weights)[:-1], *ops.shape(leaf)[2:]),
-                ),
-                outputs,
-            )
-            return Parts(routing.weights, outputs, self._step_masks(outputs, masks))
-        outputs, output_masks = about.bank.run_all(fed, masks, training)
-        return Parts(routing.weights, outputs, output_masks)
-
-    def _call_chosen(self, routing: Routing, inputs: Any, training: bool, mask: Any) -> Any:
-        """Runs each expert on the rows that chose it."""
-        about = self._about
-        rank = len(routing.weights.shape) - 1
-        fed, masks = self._fed(inputs, mask)
-        weights = fold_rows(routing.weights, rank)
-        indices = fold_rows(chosen_experts(routing), rank)
-        assert self.router is not None  # no rule, no zeros: nothing is dispatched
-        capacity = self.router.capacity(ops.shape(weights)[0], self.num_experts)
-        outputs, output_masks = about.bank.run_chosen(
-            [fold_rows(part, rank) for part in fed],
-            masks if rank == 1 else None,
-            indices,
-            capacity if isinstance(capacity, int) else None,
-            training,
+    def _may_dispatch(self, fed: Fed, training: bool) -> bool:
+        """Whether experts run on the rows that chose them alone."""
+        state = self.state
+        if not state.dispatches or self.needs_parts():
+            return False
+        rank = len(state.weights_shape or ()) - 1
+        rows = fed.inputs if rank == 1 else [as_rows(part, rank) for part in fed.inputs]
+        masks = fed.masks if rank == 1 else None
+        if not state.bank.couples_rows(rows, masks, training, with_losses=not self.predicts()):
+            return True
+        state.warn_once(
+            f"The experts of {self.name!r} run on every row where they move batch statistics or "
+            "add losses, which depend on the whole batch."
         )
+        return False
+
+    def every_output(self, routing: Routing, inputs: Nested, training: bool, mask: Nested) -> Parts:
+        """Returns the weights and the outputs of every expert for every row."""
+        fed = self._fed(inputs, mask)
+        return run_every(
+            self.state.bank,
+            routing,
+            fed,
+            by_step=self.state.dispatches,
+            sparse=False,
+            training=training,
+        )
+
+    def _merge_every(self, routing: Routing, fed: Fed, training: bool) -> Merged:
+        """Runs every expert on every row, and merges."""
+        parts = run_every(
+            self.state.bank,
+            routing,
+            fed,
+            by_step=self.state.dispatches,
+            sparse=self._is_sparse,
+            training=training,
+        )
+        outputs = parts.outputs
+        if self.objective is not None:
+            self.note_parts(parts)
+            outputs = self.objective.mean(outputs)
+        merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
+        return Merged(with_masks(merged, parts.masks), parts.losses)
+
+    def _merge_chosen(self, routing: Routing, fed: Fed, training: bool) -> Merged:
+        """Runs each expert on the rows that chose it, and merges."""
+        rank = len(routing.weights.shape) - 1
+        assert self.router is not None  # without a router nothing is dispatched
+        rows = np.prod(ops.shape(routing.weights)[:-1]) if rank > 1 else ops.shape(routing.weights)[0]
+        capacity = self.router.capacity(rows, self.num_experts)
+        weights, indices, outputs, masks = run_chosen(
+            self.state.bank,
+            routing,
+            fed,
+            capacity=capacity if isinstance(capacity, int) else None,
+            training=training,
+        )
+        if self.objective is not None:
+            outputs = self.objective.mean(outputs)
         merged = merge_chosen(weights, indices, outputs, self.compute_dtype)
         merged = unfold_rows(merged, routing.weights, rank)
         if rank > 1:
-            output_masks = self._step_masks(merged, masks)
-        return with_masks(merged, output_masks)
+            masks = step_masks(merged, fed.masks)
+        return Merged(with_masks(merged, masks), [])
 
-    def _step_masks(self, outputs: Any, masks: Any) -> list[Any]:
-        """Returns the outputs' masks where experts run step by step: those of the input."""
-        given = [mask for mask in tree.flatten(masks) if mask is not None] if masks else []
-        mask = given[0] if given else None
-        return [mask] * len(tree.flatten(outputs))
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._about.warned:
-            self._about.warned.add(text)
-            warnings.warn(text, stacklevel=2)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+    def compute_mask(self, inputs: Nested, mask: Nested = None) -> None:
         """The outputs' masks are attached in `call`, where the experts' are known."""
         del inputs, mask
 
-    def compute_output_spec(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+    def compute_output_spec(
+        self, inputs: Nested, training: bool | None = None, mask: Nested = None
+    ) -> Nested:
         """Returns shape and dtype of the merged output."""
         del training, mask
         if not self.built:
             self.build(tree.map_structure(lambda leaf: tuple(leaf.shape), inputs))
-        about = self._about
         weights = self.gate.compute_output_spec(self._gate_part(inputs))
-        outputs = self._output_specs(topology.select_each(inputs, about.selectors), weights)
+        outputs = self._output_specs(select_each(inputs, self.state.selectors), weights)
 
         def merged(spec: keras.KerasTensor) -> keras.KerasTensor:
             if self.objective is not None:
@@ -376,7 +387,178 @@ class Mixture(Telling, Learning, Persistence, keras.Model):
 
         return tree.map_structure(merged, outputs)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shapes) -> Shapes:
         """Returns the merged output's shape."""
-        spec = self.compute_output_spec(specs_of(input_shape, self._about.input_dtype))
+        spec = self.compute_output_spec(specs_of(input_shape, self.state.input_dtype))
         return tree.map_structure_up_to(spec, lambda leaf: tuple(leaf.shape), spec)
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The experts, or the layers that own their variables; the gate; the router."""
+        return [layer for layer in super().layers if layer is not self.objective_state]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configures training; see `PartsModel.compile`.
+
+        Warns where the optimizer treats stacked experts as one variable.
+        """
+        super().compile(*args, **kwargs)
+        self.state.compiled_with = (args, kwargs)
+        stacks = [layer.name for layer in self._stacks()]
+        text = self.optimizer and optimizers.warning(self.optimizer, stacks)
+        if text:
+            self.state.warn_once(text)
+
+    def compile_like(self, other: keras.Model) -> None:
+        """Compiles another model as this one is, with an optimizer of its own that starts anew."""
+        args, kwargs = self.state.compiled_with
+        optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
+        kwargs = {name: value for name, value in kwargs.items() if name != "optimizer"}
+        other.compile(optimizer, *args[1:], **kwargs)
+
+    def get_compile_config(self) -> Config | None:
+        """Returns what `compile` was given, for a file that any backend may read.
+
+        Keras writes what `jit_compile="auto"` stood for here, which another backend may not take.
+        """
+        config = super().get_compile_config()
+        if not config:
+            return config
+        return {**config, "jit_compile": self.state.compiled_with[1].get("jit_compile", "auto")}
+
+    def _stacks(self) -> list[keras.layers.Layer]:
+        owned = self.owned_experts if self.built and self.state.built_bank else []
+        return [layer for layer in owned if hasattr(layer, "read_one")]
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Quantizes gate and experts; see `keras.Model.quantize`.
+
+        Raises:
+            ValueError: If experts are stacked, and before anything is quantized.
+        """
+        for stack in self._stacks():
+            stack.quantize(*args, **kwargs)
+        super().quantize(*args, **kwargs)
+
+    def fit_gate(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the gate alone on the experts' cached outputs; see `plait.training.fit_gate`."""
+        from plait.training.gate import fit_gate
+
+        return fit_gate(self, x, y, **kwargs)
+
+    def fit_em(self, x: Any, y: Any, **kwargs: Any) -> "EMResult":
+        """Fits the mixture to its likelihood; see `plait.training.fit_em`."""
+        from plait.training.em import fit_em
+
+        return fit_em(self, x, y, **kwargs)
+
+    def gate_weights(self, x: Any, batch_size: int | None = None) -> np.ndarray:
+        """Returns the mixing weights for each example.
+
+        Args:
+            x: What `predict` takes.
+            batch_size: As in `predict`.
+
+        Returns:
+            Array of shape `(b, …, e)`.
+        """
+        return introspection.predict_inside(self, "weights", x, batch_size)
+
+    def expert_outputs(self, x: Any, batch_size: int | None = None) -> Any:
+        """Returns every expert's output for each example.
+
+        Args:
+            x: What `predict` takes.
+            batch_size: As in `predict`.
+
+        Returns:
+            Array of shape `(b, …, e, …, u)`: the expert axis comes right after the routed axes.
+            Where the experts return a list or dict, such a structure of arrays.
+        """
+        return introspection.predict_inside(self, "outputs", x, batch_size)
+
+    def responsibilities(self, x: Any, y: Any, batch_size: int | None = None) -> np.ndarray:
+        """Returns the posterior weights, once the target is known: `h_l ∝ w_l(x) · p_l(y | x)`.
+
+        The objective that the mixture is compiled with says what `p_l` is. Under another loss it
+        follows from that: categorical and binary crossentropy, of probabilities or logits; Poisson;
+        mean squared error (a Gaussian of variance 1/2).
+
+        Args:
+            x: Array or structure of arrays, as for `predict`.
+            y: Target: class numbers `(b,)`, or an array of the output's shape.
+            batch_size: As in `predict`.
+
+        Returns:
+            Array of shape `(b, …, e)`, which sums to one over the last axis.
+
+        Raises:
+            ValueError: If the mixture is not compiled, no family follows from the loss, the experts
+                have several outputs, or the target does not fit.
+
+        References:
+            Jordan, Jacobs (1994), Hierarchical mixtures of experts, eq. 16.
+        """
+        return introspection.responsibilities(self, x, y, batch_size)
+
+    def expert(self, i: int) -> keras.Model:
+        """Returns expert `i` as a Keras model.
+
+        An expert that was passed in is returned itself, a bare layer as a model around it: what is
+        set there is set in the mixture. Of experts that the mixture owns, a stand-alone copy with
+        the present weights is returned.
+
+        Args:
+            i: Position among the experts.
+
+        Raises:
+            IndexError: If there is no such expert.
+            ValueError: If the mixture must be built first.
+        """
+        return introspection.expert(self, i)
+
+    def get_config(self) -> Config:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), **serialization.config_of(self)}
+
+    @classmethod
+    def from_config(
+        cls, config: Config, custom_objects: Mapping[str, Any] | None = None
+    ) -> "Mixture":
+        """Returns a mixture of what `get_config` gave."""
+        return cls(**serialization.arguments_of(config, custom_objects))
+
+    def get_build_config(self) -> Config:
+        """Returns what `build` needs: the inputs' shapes and dtypes."""
+        return {"input_shape": self.state.input_shape, "input_dtype": self.state.input_dtype}
+
+    def build_from_config(self, config: Config) -> None:
+        """Builds the mixture as it was built when it was saved."""
+        if self.built or config["input_shape"] is None:
+            return
+        self.state.input_dtype = config["input_dtype"]
+        self.build(map_shapes(tuple, config["input_shape"]))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes a table of the experts; these, gate and router are saved as layers."""
+        if self.built:
+            serialization.save_table(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Checks that a file holds the same experts in the same order.
+
+        Raises:
+            ValueError: If their number, order or shapes differ.
+        """
+        if self.built:
+            serialization.check_table(self, store)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Loads weights; see `keras.Model.load_weights`. A file that is refused changes nothing."""
+        before = [ops.convert_to_numpy(variable.value) for variable in self.variables]
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except Exception:
+            for variable, value in zip(self.variables, before, strict=True):
+                variable.assign(value)
+            raise

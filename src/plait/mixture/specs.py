@@ -1,4 +1,4 @@
-"""Shapes and dtypes before there are tensors: what the experts and the gate will give."""
+"""Symbolic shapes and dtypes of what the experts and the gate will give, and their checks."""
 
 from typing import Any
 
@@ -6,12 +6,15 @@ import keras
 from keras import tree
 
 from plait.errors import message
-from plait.ops.shapes import Shape, agree, follows_rank_rule, map_shapes, merge
+from plait.experts import copy_of
+from plait.ops.backend import SHAPE_ERRORS
+from plait.ops.shapes import agree, follows_rank_rule, map_shapes, merge
+from plait.typing import Nested, Shape, Shapes
 
 KerasTensor: type[Any] = keras.KerasTensor
 
 
-def specs_of(shapes: Any, dtypes: Any = None) -> Any:
+def specs_of(shapes: Shapes, dtypes: Nested = None) -> Nested:
     """Returns symbolic tensors for a structure of shapes, and of dtypes where they are known."""
     if dtypes is None:
         return map_shapes(KerasTensor, shapes)
@@ -27,21 +30,35 @@ def _as_keras_converts(dtype: str) -> str:
     return keras.config.floatx() if dtype == "float64" else dtype
 
 
-def output_specs(layer: keras.layers.Layer, inputs: Any) -> Any:
+def output_specs(layer: keras.layers.Layer, inputs: Nested) -> Nested:
     """Returns what a layer gives for symbolic inputs, and builds it if it is not built."""
     if not layer.built:
         return layer(inputs)
     return layer.compute_output_spec(inputs)
 
 
-def as_rows(specs: Any, routed_rank: int) -> Any:
+def takes_single_rows(layer: keras.layers.Layer, row: Nested) -> bool:
+    """Whether a layer takes one row, as dispatched experts are given: a step of a sequence, say.
+
+    Args:
+        layer: A layer; one that is not built stays so.
+        row: Symbolic input of rows.
+    """
+    try:
+        output_specs(layer if layer.built else copy_of(layer), row)
+    except SHAPE_ERRORS:
+        return False
+    return True
+
+
+def as_rows(specs: Nested, routed_rank: int) -> Nested:
     """Returns specs in which the routed axes are one axis of rows."""
     return tree.map_structure(
         lambda spec: KerasTensor((None, *spec.shape[routed_rank:]), spec.dtype), specs
     )
 
 
-def check_gate(scores: Any, gate: keras.layers.Layer, num_experts: int) -> Any:
+def check_gate(scores: Nested, gate: keras.layers.Layer, num_experts: int) -> keras.KerasTensor:
     """Returns the gate's output spec when it scores each expert with a floating number.
 
     Raises:
@@ -61,7 +78,7 @@ def check_gate(scores: Any, gate: keras.layers.Layer, num_experts: int) -> Any:
     return scores
 
 
-def check_agreement(outputs: list[tuple[int, str, Any]]) -> Any:
+def check_agreement(outputs: list[tuple[int, str, Nested]]) -> Nested:
     """Returns the experts' common output specs, with every size that any of them knows.
 
     Args:
@@ -102,7 +119,7 @@ def check_agreement(outputs: list[tuple[int, str, Any]]) -> Any:
     return merged
 
 
-def check_rank_rule(weights: Shape, outputs: Any) -> None:
+def check_rank_rule(weights: Shape, outputs: Nested) -> None:
     """Checks that the weights' leading axes are a prefix of every output's shape.
 
     Raises:
@@ -121,11 +138,11 @@ def check_rank_rule(weights: Shape, outputs: Any) -> None:
             )
 
 
-def _structure(specs: Any) -> Any:
+def _structure(specs: Nested) -> Nested:
     return tree.map_structure(lambda _: 0, specs)
 
 
-def _shown(specs: Any) -> Any:
+def _shown(specs: Nested) -> Nested:
     return (
         tree.map_structure(lambda spec: str(tuple(spec.shape)), specs)
         if not isinstance(specs, KerasTensor)

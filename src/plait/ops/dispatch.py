@@ -6,7 +6,7 @@ from keras import ops, tree
 
 from plait.ops import backend
 
-__all__ = ["apply_experts", "capacity", "keep_within_capacity"]
+__all__ = ["apply_experts", "apply_groups", "capacity", "keep_within_capacity"]
 
 
 def apply_experts(
@@ -14,9 +14,8 @@ def apply_experts(
 ):
     """Runs each expert on the rows that chose it, and on no others.
 
-    `out[i, j] = f_l(inputs[i])` with `l = indices[i, j]`, and zeros where `l = e`. Rows are sorted
-    by expert, so that each expert's rows lie side by side; gathers bring them there and back, and
-    the gradient runs the same way. What the function differentiates must come to it as an argument.
+    `out[i, j] = f_l(inputs[i])` with `l = indices[i, j]`, and zeros where `l = e`. See
+    `apply_groups` for experts of several architectures.
 
     Args:
         function: Maps `(variables_of_one_expert, rows, segment)` to a tensor `(r, …)` or a
@@ -26,8 +25,8 @@ def apply_experts(
         variables: List of tensors `(e, …)`, the experts' variables stacked. Those of an integer
             dtype have no gradient.
         inputs: Structure of tensors `(n, …)`. Those of an integer dtype have no gradient.
-        indices: int32 `(n, k)`, the experts that each row chose, in `[0, e]`. The value `e` stands
-            for nobody: that slot is not run, its output is zeros, its gradient zero.
+        indices: int32 `(n, k)`, the experts that each row chose, in `[0, e]`. The value `e` marks
+            an empty slot, which is not run: its output is zeros, its gradient zero.
         num_experts: `e`, an integer.
         capacity: `None` for any load: a loop over the experts in use. An integer `c` where the
             caller knows that no expert was chosen more than `c` times (see
@@ -51,30 +50,60 @@ def apply_experts(
 
     ```
     """
-    variables = [ops.convert_to_tensor(variable) for variable in variables]
+    group = backend.Group(function, list(variables), num_experts, vectorized)
+    return apply_groups([group], inputs, indices, capacity)
+
+
+def apply_groups(groups, inputs, indices, capacity=None):
+    """As `apply_experts`, where experts are of several architectures.
+
+    Rows are sorted by expert, so that each expert's rows lie side by side; gathers bring them
+    there and back, and the gradient runs the same way. What a function differentiates must come
+    to it as an argument.
+
+    Args:
+        groups: List of `plait.ops.backend.Group`. Experts are numbered through the groups in order.
+            Their functions return one structure, of one shape.
+        inputs: As for `apply_experts`.
+        indices: As for `apply_experts`.
+        capacity: As for `apply_experts`.
+
+    Returns:
+        As for `apply_experts`.
+    """
+    flats = [backend.Flat(group.function) for group in groups]
+
+    def on_leaves(flat):
+        return lambda variables, rows, segment: flat(
+            list(variables), tree.pack_sequence_as(inputs, rows), segment
+        )
+
+    groups = [
+        group._replace(
+            function=on_leaves(flat),
+            variables=[ops.convert_to_tensor(variable) for variable in group.variables],
+        )
+        for flat, group in zip(flats, groups, strict=True)
+    ]
     leaves = [ops.convert_to_tensor(leaf) for leaf in tree.flatten(inputs)]
     indices = ops.cast(indices, "int32")
-    returned = None
-
-    def on_leaves(variables, rows, segment):
-        nonlocal returned
-        returned = function(list(variables), tree.pack_sequence_as(inputs, rows), segment)
-        return [ops.convert_to_tensor(leaf) for leaf in tree.flatten(returned)]
-
+    num_experts = sum(group.num_experts for group in groups)
     choices = _sort(indices, num_experts)
+    vectorized = all(group.vectorized for group in groups)
     loops = capacity is None or not vectorized or backend.loops_are_faster()
     if loops and backend.loads_are_known():
-        outputs = backend.map_choices(on_leaves, variables, leaves, choices, vectorized)
+        outputs = backend.map_choices(groups, leaves, choices)
     else:
         capacity = math.prod(ops.shape(indices)) if capacity is None else capacity
-        outputs = _within_capacity(on_leaves, variables, leaves, indices, choices, capacity)
+        outputs = _in_buffers(groups, leaves, indices, choices, capacity)
     num_rows, num_selected = ops.shape(indices)
     outputs = [ops.reshape(y, (num_rows, num_selected, *ops.shape(y)[1:])) for y in outputs]
-    return tree.pack_sequence_as(returned, outputs)
+    called = next(flat for flat in flats if flat.structure is not None)
+    return called.unflatten(outputs)
 
 
-def _within_capacity(function, variables, leaves, indices, choices, capacity):
-    """Buffers of `c` rows per expert, one vectorised call: tensors `(n * k, …)`."""
+def _in_buffers(groups, leaves, indices, choices, capacity):
+    """Buffers of `c` rows per expert, one vectorised call a group: tensors `(n * k, …)`."""
     order, place, offsets, num_selected = choices
     num_experts, num_choices = offsets.shape[0] - 1, ops.shape(order)[0]
     num_slots = num_experts * capacity
@@ -82,7 +111,7 @@ def _within_capacity(function, variables, leaves, indices, choices, capacity):
     position = place - ops.take(offsets, expert)
     held = (expert < num_experts) & (position < capacity)
     slot = ops.where(held, expert * capacity + position, num_slots)
-    # Spare slots repeat the expert's last row: what it can compute once, it can compute twice.
+    # Padding repeats the last real row, so that no invalid value enters.
     start, load = offsets[:-1, None], (offsets[1:] - offsets[:-1])[:, None]
     step = ops.arange(capacity, dtype="int32")[None, :]
     source = ops.maximum(start + ops.minimum(step, load - 1), 0)
@@ -96,13 +125,29 @@ def _within_capacity(function, variables, leaves, indices, choices, capacity):
         )
         return ops.reshape(rows, (num_experts, capacity, *ops.shape(leaf)[1:]))
 
-    # An expert without rows runs on another's, and must not learn from what it makes of them.
+    buffers = [buffer(leaf) for leaf in leaves]
     used = load[:, 0] > 0
-    variables = [backend.keep_gradient(v, used) if backend.is_float(v) else v for v in variables]
-    stacked = backend.vectorized_map(
-        lambda mapped, _: function(*mapped),
-        (variables, [buffer(leaf) for leaf in leaves], ops.arange(num_experts, dtype="int32")),
-    )
+    results = []
+    for group, (first, last) in zip(groups, backend.numbered(groups), strict=True):
+        # An expert without rows runs on padding; its gradient is set to zero.
+        variables = [
+            backend.keep_gradient(v, used[first:last]) if backend.is_float(v) else v
+            for v in group.variables
+        ]
+        numbers = ops.arange(first, last, dtype="int32")
+        mapped = variables, [rows[first:last] for rows in buffers], numbers
+        if backend.maps_seeds:
+            results.append(backend.vectorized_map(lambda one, _, g=group: g.function(*one), mapped))
+        else:  # the number of a segment is one for the whole call, which draws for each expert
+            results.append(
+                backend.vectorized_map(
+                    lambda one, _, g=group, s=first: g.function(one[0], one[1], s), mapped
+                )
+            )
+    stacked = [
+        column[0] if len(column) == 1 else ops.concatenate(column)
+        for column in zip(*results, strict=True)
+    ]
     outputs = [ops.reshape(y, (num_slots, *ops.shape(y)[2:])) for y in stacked]
     return [backend.take_rows(y, slot, owner[:, None]) for y in outputs]
 

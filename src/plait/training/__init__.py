@@ -1,15 +1,10 @@
 """Training beyond `fit`: the gate alone on cached outputs, EM, pruning, upcycling."""
 
-from plait.mixture import Mixture
 from plait.training.em import EMResult, fit_em
 from plait.training.gate import fit_gate
 from plait.training.pruning import prune
 from plait.training.selection import Selection, choose_num_experts
 from plait.training.upcycle import Upcycled, upcycle
-
-# The mixture's own floor knows nothing of training, so its methods are given from here.
-Mixture.fit_em = fit_em
-Mixture.fit_gate = fit_gate
 
 __all__ = [
     "EMResult",

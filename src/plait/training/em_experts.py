@@ -6,13 +6,27 @@ import keras
 import numpy as np
 from keras import ops
 
+from plait.experts import copy_of
 from plait.losses.families import Family
-from plait.mixture import topology
+from plait.mixture.inputs import select_each
 from plait.training.linear_families import LinearFamily, LinearGaussian, linear_family
 from plait.training.regression import Array, with_intercept
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
+
+
+def fresh_weights(
+    layer: keras.layers.Layer, generator: np.random.Generator
+) -> list[keras.KerasTensor]:
+    """Returns newly drawn values for the variables of a built layer, in order.
+
+    The draws come from the generator alone, whatever Keras' own seed or an initialiser's is.
+    """
+    copy = copy_of(layer, int(generator.integers(2**20)))
+    if not copy.built:
+        copy.build(layer.input_shape)
+    return [variable.value for variable in copy.variables]
 
 
 def dense_part(layer: keras.layers.Layer) -> keras.layers.Dense | None:
@@ -54,15 +68,15 @@ class LinearExperts:
         self.biases = [dense.use_bias for dense in denses]
         self.designs = self._designs(x)
         self.coefficients = [
-            np.concatenate([np.atleast_2d(np.asarray(value, "float64")) for value in values])
-            for values in mixture._about.bank.values()
+            np.concatenate([np.atleast_2d(np.asarray(ops.convert_to_numpy(value), "float64")) for value in values])
+            for values in map(mixture.state.bank.values, range(mixture.num_experts))
         ]
         self.target = family.target(y, self.coefficients[0].shape[1])
         family.bound(self.target, sample_weight)
 
     def _designs(self, x: Any) -> list[Array]:
-        selectors = self.mixture._about.selectors
-        parts = topology.select_each(x, selectors)
+        selectors = self.mixture.state.selectors
+        parts = select_each(x, selectors)
         made = [with_intercept(np.asarray(part), self.biases[0]) for part in parts]
         return made * len(self.biases) if len(made) == 1 else made
 
@@ -116,10 +130,8 @@ class LinearExperts:
             [each[:-1], each[-1]] if bias else [each]
             for each, bias in zip(self.coefficients, self.biases, strict=True)
         ]
-        self.mixture._about.bank.set_values(
-            [[array.astype("float32") for array in arrays] for arrays in values]
-        )
-        self.mixture._about.bank.write_back()
+        for expert, arrays in enumerate(values):
+            self.mixture.state.bank.set_values(expert, [a.astype("float32") for a in arrays])
 
     def scales(self) -> Array | None:
         """Returns the learned scales, or `None`."""
@@ -197,36 +209,33 @@ class KerasExperts:
                 self.gaussian.fit_scale(output.reshape(flat.shape), flat, weights, expert)
 
     def restart(self, generator: np.random.Generator) -> None:
-        """Draws new weights for the experts that the mixture brought itself, and for the others."""
-        del generator
-        fresh = []
-        for i in range(self.mixture.num_experts):
-            model = self.mixture.expert(i)
-            clone = keras.models.clone_model(model)
-            if not clone.built:
-                clone.build(model.input_shape)
-            fresh.append([ops.convert_to_numpy(variable) for variable in clone.variables])
-        self.mixture._about.bank.set_values(fresh)
+        """Re-initialises every expert."""
+        bank = self.mixture.state.bank
+        for expert in range(self.mixture.num_experts):
+            bank.set_values(expert, fresh_weights(self.mixture.expert(expert), generator))
 
     def state(self) -> Any:
         """Returns all parameters."""
-        scales = None if self.gaussian is None else self.gaussian.state()
-        return self.mixture._about.bank.values(), scales
+        bank = self.mixture.state.bank
+        values = [
+            [ops.convert_to_numpy(value) for value in bank.values(expert)]
+            for expert in range(self.mixture.num_experts)
+        ]
+        return values, None if self.gaussian is None else self.gaussian.state()
 
     def set_state(self, state: Any) -> None:
         """Goes back to what `state` returned."""
-        values, scales = state
-        self.mixture._about.bank.set_values(values)
+        for expert, values in enumerate(state[0]):
+            self.mixture.state.bank.set_values(expert, values)
         if self.gaussian is not None:
-            self.gaussian.set_state(scales)
+            self.gaussian.set_state(state[1])
 
     def on(self, x: Any, y: Any) -> Array:
         """Returns `log p_l(y | x)` of other data, `(n, e)`."""
         return self._densities(self._outputs(x), y)
 
     def write(self) -> None:
-        """Gives the weights to the experts that were passed in."""
-        self.mixture._about.bank.write_back()
+        """The experts hold their weights already."""
 
     def scales(self) -> Array | None:
         """Returns the learned scales, or `None`."""
@@ -238,11 +247,10 @@ class KerasExperts:
 
     def num_parameters(self) -> int:
         """Returns how many numbers are fitted."""
-        sizes = sum(
-            int(np.prod(variable.shape))
-            for layer in self.mixture._about.bank.layers
-            for variable in layer.trainable_variables
-        )
+        mixture = self.mixture
+        layers = mixture.owned_experts or mixture.experts
+        variables = {id(v): v for layer in layers for v in layer.trainable_variables}
+        sizes = sum(int(np.prod(variable.shape)) for variable in variables.values())
         return sizes + (0 if self.gaussian is None else self.gaussian.num_parameters())
 
 
@@ -255,9 +263,9 @@ def experts_of(
     batch_size: int | None,
 ) -> LinearExperts | KerasExperts:
     """Returns the driver of a mixture's experts: closed form where all of them are linear."""
-    about = mixture._about
+    state = mixture.state
     form = linear_family(family, mixture.num_experts)
-    given = about.experts if about.template is None else [about.template] * mixture.num_experts
+    given = state.given * (mixture.num_experts if state.ownership == "template" else 1)
     denses = [dense_part(layer) for layer in given]
     flat = len(mixture.weights_shape() or ()) == 2 and isinstance(y, np.ndarray)
     if (
@@ -265,7 +273,7 @@ def experts_of(
         and flat
         and all(dense is not None and dense.activation in form.activations for dense in denses)
     ):
-        parts = topology.select_each(x, about.selectors)
+        parts = select_each(x, state.selectors)
         if all(isinstance(part, np.ndarray) and part.ndim == 2 for part in parts):
             return LinearExperts(mixture, denses, form, x, y, sample_weight)  # type: ignore[arg-type]
     return KerasExperts(mixture, family, x, y, sample_weight, batch_size)

@@ -10,10 +10,10 @@ import numpy as np
 from keras import tree
 
 from plait.errors import message
-from plait.losses import ObjectiveState
 from plait.mixture import Mixture
-from plait.mixture.forward import Parts, merge_stacked
-from plait.mixture.learning import PartsHolder, SeesParts
+from plait.mixture.forward import Parts
+from plait.mixture.objective import PartsModel
+from plait.ops.combine import merge_stacked
 
 # Rows of data that the experts read at a time while the cache is filled.
 _CHUNK = 8192
@@ -107,16 +107,13 @@ def fit_gate(
         )
 
 
-class _GateTrainer(SeesParts, keras.Model):
+class _GateTrainer(PartsModel):
     """A mixture's gate and router over given experts' outputs; they share its variables."""
 
     def __init__(self, mixture: Mixture) -> None:
-        super().__init__(autocast=False, name=f"{mixture.name}_gate")
+        super().__init__(name=f"{mixture.name}_gate")
         self.gate = mixture.gate
         self.router = mixture.router
-        self.objective_state = ObjectiveState(name="objective")
-        self.objective_state.built = True
-        self._parts = PartsHolder()
         self._weights_shape = mixture.weights_shape()
         self._route = mixture.route  # a bound method, which Keras does not track
         self.built = True
@@ -134,7 +131,7 @@ class _GateTrainer(SeesParts, keras.Model):
         )
         if self.objective is not None:
             masks = [None] * len(tree.flatten(outputs))
-            self.note_parts(Parts(routing.weights, outputs, masks))
+            self.note_parts(Parts(routing.weights, outputs, masks, []))
             outputs = self.objective.mean(outputs)
         return merge_stacked(routing.weights, outputs, self.compute_dtype)
 

@@ -6,10 +6,16 @@ import keras
 from keras import ops
 
 from plait.errors import message
-from plait.experts import Functional, copy_of, refresh_adapted
+from plait.compat import is_functional, refresh_adapted
+from plait.experts import copy_of
 from plait.mixture import Mixture
+from plait.mixture.gates import GateSpec
 
-Graph = (Functional, keras.Sequential)
+
+
+def _is_graph(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.Sequential) or is_functional(layer)
+
 # What may stand between the layer that scores the experts and the end of a gate.
 _AFTER_SCORES = (keras.layers.Activation, keras.layers.Softmax)
 
@@ -54,30 +60,40 @@ def prune(mixture: Mixture, experts: Iterable[int]) -> Mixture:
     (2, (2, 2))
     """
     kept = _remaining(mixture, experts)
-    about, bank = mixture._about, mixture._about.bank
-    bank.write_back()
-    sources = bank.sources  # none where the experts were made of a template
+    state = mixture.state
+    template = state.ownership == "template"
     router, inputs = mixture.router, mixture.expert_inputs
     new = Mixture(
-        about.template if sources is None else [sources[i] for i in kept],
-        _narrowed(mixture.gate, len(kept)) if about.brought_by_user else about.gate,
-        num_experts=len(kept) if sources is None else None,
+        state.first if template else [state.given[i] for i in kept],
+        _gate_for(mixture, kept),
+        num_experts=len(kept) if template else None,
         router=None if router is None else type(router).from_config(router.get_config()),
         expert_inputs=[inputs[i] for i in kept] if isinstance(inputs, list) else inputs,
         gate_inputs=mixture.gate_inputs,
         execution=mixture.execution,
+        copy_experts=state.ownership == "copied",
         name=mixture.name,
         trainable=mixture.trainable,
         dtype=mixture.dtype_policy,
     )
     new.build_from_config(mixture.get_build_config())
-    if sources is None:
-        values = bank.values()
-        new._about.bank.set_values([values[i] for i in kept])
+    if state.ownership != "shared":
+        for number, expert in enumerate(kept):
+            new.state.bank.set_values(number, state.bank.values(expert))
     _carry_over(mixture.gate, new.gate, kept)
     if router is not None:
         _carry_over(router, new.router, kept)
     return new
+
+
+def _gate_for(mixture: Mixture, kept: list[int]) -> GateSpec:
+    """Returns what the new mixture is given as its gate."""
+    gate = mixture.state.gate
+    if isinstance(gate, keras.layers.Layer):
+        return _narrowed(mixture.gate, len(kept))
+    if gate is None or isinstance(gate, str):
+        return gate
+    return [gate[i] for i in kept]
 
 
 def _remaining(mixture: Mixture, experts: Iterable[int]) -> list[int]:
@@ -120,7 +136,7 @@ def _narrowed(gate: keras.layers.Layer, num_experts: int) -> keras.layers.Layer:
     """
     if isinstance(gate, keras.layers.Dense):
         return type(gate).from_config({**gate.get_config(), "units": num_experts})
-    if isinstance(gate, Graph):
+    if _is_graph(gate):
         scores = [layer for layer in gate.layers if not isinstance(layer, _AFTER_SCORES)][-1:]
         if scores:
             return keras.models.clone_model(

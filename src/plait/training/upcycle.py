@@ -9,10 +9,15 @@ from keras import tree
 
 from plait import routers
 from plait.errors import choose_from, message
-from plait.experts import Functional, copy_of, refresh_adapted
+from plait.compat import is_functional, refresh_adapted
+from plait.experts import copy_of
 from plait.mixture import Mixture
 
-Graph = (Functional, keras.Sequential)
+
+
+def _is_graph(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.Sequential) or is_functional(layer)
+
 Spec: type[Any] = keras.KerasTensor
 
 
@@ -92,7 +97,7 @@ def upcycle(
     def cloned(layer: keras.layers.Layer) -> keras.layers.Layer:
         if layer.name in names:
             return _mixture_of(layer, num_experts, rule, noise, rng)
-        if isinstance(layer, Graph) and names & {inner.name for inner in _layers(layer)}:
+        if _is_graph(layer) and names & {inner.name for inner in _layers(layer)}:
             return keras.models.clone_model(layer, clone_function=cloned)
         return copy_of(layer)
 
@@ -103,7 +108,7 @@ def upcycle(
 
 
 def _check(model: Any, num_experts: int, noise: float) -> None:
-    if not isinstance(model, Graph):
+    if not _is_graph(model):
         raise TypeError(
             message(
                 "`upcycle` takes a functional or Sequential Keras model, whose layers it can see",
@@ -142,7 +147,7 @@ def _layers(model: keras.Model) -> list[keras.layers.Layer]:
     found: list[keras.layers.Layer] = []
     for layer in model.layers:
         found.append(layer)
-        if isinstance(layer, Graph):
+        if _is_graph(layer):
             found += _layers(layer)
     return found
 
@@ -240,7 +245,7 @@ def _carry_over(old: keras.Model, new: keras.Model, names: set[str]) -> None:
         if layer.name in names or isinstance(layer, keras.layers.InputLayer):
             continue
         copy = new.get_layer(layer.name)
-        if isinstance(layer, Graph):
+        if _is_graph(layer):
             _carry_over(layer, copy, names)
         else:
             _set_weights(copy, layer.get_weights())

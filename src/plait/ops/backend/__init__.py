@@ -1,50 +1,74 @@
-"""The one place that knows backends apart.
+"""The one place that differs between backends.
 
-Each module beside this one spells the same functions in its own language. Everything else in
-plait is written on `keras.ops` and on these:
+Each module beside this one implements the same functions for its backend. Everything else in plait
+is written on `keras.ops` and on these:
 
 - `vectorized_map`: one call for all experts;
+- `refuses`: whether an exception says that the backend cannot vectorise a function;
+- `maps_seeds`: whether a vectorised call may have a seed for each expert, or one for all;
+- `draws_like_loops`: whether a vectorised call draws the random numbers that single calls draw;
+- `stacking_pays`: whether stacking the values of all experts in a call beats single calls;
+- `SHAPE_ERRORS`: what a layer raises for an input of a shape that it does not take;
 - `unstack`: slices whose gradient is one stack;
-- `forget_gradients`: before a step, of variables that PyTorch's own sweep cannot tell apart;
-- `keep_gradient`: what has no gradient where an expert was not used;
+- `forget_gradients`: clears gradients that Keras leaves on PyTorch;
+- `keep_gradient`: sets the gradient to zero where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
 - `take_rows`: rows by number, with a gradient that gathers too;
-- `map_choices(function, variables, leaves, choices, vectorized)`: each expert on the rows that
-  chose it, whatever the load. `function` maps `(variables_of_one_expert, rows, segment)` to a list
-  of tensors `(r, …)`; `variables` is a list of tensors `(e, …)`, `leaves` of tensors `(n, …)`, the
-  result a list of tensors `(n * k, …)`, with zeros where nobody was chosen. `vectorized` tells
-  whether one call may run several experts.
+- `map_choices(groups, leaves, choices)`: each expert on the rows that chose it, whatever the load:
+  `leaves` is a list of tensors `(n, …)`, the result a list of tensors `(n * k, …)`, with zeros in
+  empty slots.
 """
 
 import importlib
 
 import keras
 
-from plait.ops.backend.structure import Choices, inside, is_float, vectorized_map_with
+from plait.ops.backend.common import (
+    Choices,
+    Flat,
+    Group,
+    inside,
+    is_float,
+    numbered,
+    vectorized_map_with,
+)
 
 _name = keras.config.backend()
 _native = importlib.import_module(
     f"plait.ops.backend.{_name if _name in ('jax', 'tensorflow', 'torch') else 'numpy'}"
 )
+SHAPE_ERRORS = _native.SHAPE_ERRORS
+draws_like_loops = _native.draws_like_loops
 forget_gradients = _native.forget_gradients
 keep_gradient = _native.keep_gradient
 loops_are_faster = _native.loops_are_faster
 map_choices = _native.map_choices
+maps_seeds = _native.maps_seeds
 outside_of_graphs = _native.outside_of_graphs
+refuses = _native.refuses
+stacking_pays = _native.stacking_pays
 take_rows = _native.take_rows
 unstack = _native.unstack
 
 __all__ = [
+    "SHAPE_ERRORS",
     "Choices",
-    "compiles_loads",
+    "Flat",
+    "Group",
+    "compiles",
+    "draws_like_loops",
     "forget_gradients",
     "is_float",
     "keep_gradient",
     "loads_are_known",
     "loops_are_faster",
     "map_choices",
+    "maps_seeds",
+    "numbered",
     "outside_of_graphs",
+    "refuses",
+    "stacking_pays",
     "take_rows",
     "unstack",
     "vectorized_map",
@@ -92,12 +116,17 @@ def loads_are_known():
     return keras.config.backend() in ("jax", "numpy") or not inside.get()
 
 
-def compiles_loads():
-    """Whether `jit_compile=True` takes loops over rows of dynamic number.
+def compiles(dispatches):
+    """Whether `jit_compile=True` takes a mixture.
 
-    XLA on TensorFlow wants every shape; JAX is given padded segments, PyTorch does not compile.
+    XLA on TensorFlow wants every shape, and dispatched experts have rows of dynamic number. The
+    compiler of PyTorch takes minutes for the Python of a few experts.
+
+    Args:
+        dispatches: Whether experts run on the rows that chose them alone.
 
     Returns:
         A boolean.
     """
-    return keras.config.backend() != "tensorflow"
+    name = keras.config.backend()
+    return name != "torch" and not (name == "tensorflow" and dispatches)

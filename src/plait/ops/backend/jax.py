@@ -7,14 +7,19 @@ from itertools import compress
 import jax
 import jax.numpy as jnp
 
-from plait.ops.backend.structure import by_sorted_rows, inside, is_float, partition
+from plait.ops.backend.common import by_sorted_rows, inside, is_float, numbered, partition
 
 __all__ = [
+    "SHAPE_ERRORS",
+    "draws_like_loops",
     "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
+    "maps_seeds",
     "outside_of_graphs",
+    "refuses",
+    "stacking_pays",
     "take_rows",
     "unstack",
     "vectorize",
@@ -24,6 +29,36 @@ __all__ = [
 def vectorize(function, tensors):
     """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
     return jax.vmap(function)(tensors)
+
+
+maps_seeds = True
+
+# What `jax.vmap` raises where a function asks for a value that differs between experts.
+CANNOT_VECTORIZE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+SHAPE_ERRORS = (TypeError, ValueError, IndexError)
+
+
+draws_like_loops = True
+
+
+def stacking_pays(num_values):
+    """Whether a call that stacks the values of all experts beats one call per expert.
+
+    Args:
+        num_values: How many numbers the variables of one expert hold.
+    """
+    del num_values
+    return False
+
+
+def refuses(error):
+    """Whether an exception says that `vectorize` cannot batch a function."""
+    return isinstance(error, CANNOT_VECTORIZE)
 
 
 def unstack(tensor):
@@ -94,7 +129,7 @@ def _take_rows_backward(inverse, gradient):
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
-def forget_gradients(variables):
+def forget_gradients(groups):
     """Does nothing: gradients are not kept with the variables."""
 
 
@@ -133,62 +168,66 @@ def loops_are_faster():
     return jax.default_backend() == "cpu" and not inside.get()
 
 
-def map_choices(function, variables, leaves, choices, vectorized):
+def map_choices(groups, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
-    del vectorized  # one expert after another in any case
-    return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
+    return by_sorted_rows(take_rows, map_segments, groups, leaves, choices)
 
 
-def map_segments(function, variables, rows, offsets):
+def map_segments(groups, rows, offsets):
     """Runs each expert on its own run of sorted rows, in segments of a fixed number of rows.
 
-    A loop of dynamic length visits the segments in use. The last segment of an expert is filled up
-    with repeats of its last row; what they give is overwritten by the next segment, or lies behind
-    the last row that counts. The gradient loops over the same segments, runs them again, and adds
-    each expert's share in place: `∂variables[l] += ∂function/∂variables[l]`.
+    A loop of dynamic length visits the segments in use, group after group. The last segment of an
+    expert is padded with repeats of its last row; the next segment overwrites what they give, or
+    it lies behind the last row that counts. The gradient loops over the same segments, runs them
+    again, and adds each expert's share in place: `∂variables[l] += ∂function/∂variables[l]`.
 
     Args:
-        function: Maps `(variables_of_one_expert, rows, segment)` to a list of tensors `(r, …)`.
-        variables: List of tensors `(e, …)`.
+        groups: Experts by architecture, one vectorised call or not.
         rows: List of tensors `(m, …)`, sorted by expert.
         offsets: int32 `(e + 1,)`: the rows of expert `l` are `offsets[l]:offsets[l + 1]`.
 
     Returns:
         List of tensors `(m, …)`. Rows from `offsets[e]` on mean nothing.
     """
-    weights, other_weights, merge_weights = partition(variables)
+    parts = [partition(group.variables) for group in groups]
+    merges = [merge for _, _, merge in parts]
     inputs, other_inputs, merge_inputs = partition(rows)
     num_rows, num_experts = rows[0].shape[0], offsets.shape[0] - 1
     size = segment_size(num_rows, num_experts)
-    outputs = jax.eval_shape(
-        function,
-        [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in variables],
-        [jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) for leaf in rows],
-        jax.ShapeDtypeStruct((), "int32"),
-    )
+    outputs = _output_specs(groups, rows, size)
     if isinstance(num_rows, int) and num_rows == 0:
         return [jnp.zeros((0, *output.shape[1:]), output.dtype) for output in outputs]
     buffers = [(num_rows + size, *output.shape[1:]) for output in outputs]
     differentiable = [jnp.issubdtype(output.dtype, jnp.floating) for output in outputs]
 
-    def segment(s, weights, inputs, constants):
-        """What segment `s` holds: its expert's variables, its rows, their numbers, its bounds."""
-        other_weights, other_inputs, plan = constants
-        expert, start, end = plan["expert"][s], plan["start"][s], plan["end"][s]
+    def segment(s, first, held, inputs, constants):
+        """What segment `s` of a group holds: its expert, its rows, their numbers, its bounds."""
+        _, other_inputs, plan = constants
+        expert, start, end = plan["expert"][s] - first, plan["start"][s], plan["end"][s]
         index = jnp.minimum(start + jnp.arange(size), end - 1)
-        held = jax.tree.map(lambda w: w[expert], (weights, other_weights))
+        held = jax.tree.map(lambda w: w[expert], held)
         fed = jax.tree.map(lambda x: x[index], (inputs, other_inputs))
         return expert, start, end, index, held, fed
 
+    def loop(body, plan, first, last, carried):
+        """Visits the segments of the experts from `first` to the one before `last`."""
+        bounds = plan["first"][first], plan["last"][last - 1]
+        return jax.lax.fori_loop(*bounds, body, carried)
+
     @jax.custom_vjp
     def run(weights, inputs, constants):
-        def body(s, results):
-            _, start, _, _, held, fed = segment(s, weights, inputs, constants)
-            values = function(merge_weights(*held), merge_inputs(*fed), s)
-            return [_write(r, v, start) for r, v in zip(results, values, strict=True)]
+        results = [jnp.zeros(b, o.dtype) for b, o in zip(buffers, outputs, strict=True)]
+        for number, (first, last) in enumerate(numbered(groups)):
+            every = weights[number], constants[0][number]
 
-        zeros = [jnp.zeros(b, o.dtype) for b, o in zip(buffers, outputs, strict=True)]
-        return jax.lax.fori_loop(0, constants[2]["total"], body, zeros)
+            def body(s, results, number=number, first=first, every=every):
+                _, start, _, _, held, fed = segment(s, first, every, inputs, constants)
+                function, merge = groups[number].function, merges[number]
+                values = function(merge(*held), merge_inputs(*fed), s)
+                return [_write(r, v, start) for r, v in zip(results, values, strict=True)]
+
+            results = loop(body, constants[2], first, last, results)
+        return results
 
     def forward(weights, inputs, constants):
         return run(weights, inputs, constants), (weights, inputs, constants)
@@ -196,38 +235,60 @@ def map_segments(function, variables, rows, offsets):
     def backward(residuals, cotangents):
         weights, inputs, constants = residuals
         cotangents = list(compress(cotangents, differentiable))
+        of_inputs = [jnp.zeros((num_rows + size, *x.shape[1:]), x.dtype) for x in inputs]
+        of_weights = []
+        for number, (first, last) in enumerate(numbered(groups)):
+            every = weights[number], constants[0][number]
 
-        def body(s, gradients):
-            expert, start, end, index, held, fed = segment(s, weights, inputs, constants)
+            def body(s, gradients, number=number, first=first, every=every):
+                expert, start, end, index, held, fed = segment(s, first, every, inputs, constants)
 
-            def call(weights, inputs):
-                values = function(merge_weights(weights, held[1]), merge_inputs(inputs, fed[1]), s)
-                return list(compress(values, differentiable))
+                def call(weights, inputs):
+                    variables = merges[number](weights, held[1])
+                    values = groups[number].function(variables, merge_inputs(inputs, fed[1]), s)
+                    return list(compress(values, differentiable))
 
-            _, pull = jax.vjp(call, held[0], fed[0])
-            counts = start + jnp.arange(size) < end
-            shares = pull([_mask(c[index], counts) for c in cotangents])
-            return (
-                [g.at[expert].add(d) for g, d in zip(gradients[0], shares[0], strict=True)],
-                [_write(g, d, start) for g, d in zip(gradients[1], shares[1], strict=True)],
-            )
+                primals, pull = jax.vjp(call, held[0], fed[0])
+                counts = start + jnp.arange(size) < end
+                given = [
+                    _mask(c[index], counts).astype(p.dtype)
+                    for c, p in zip(cotangents, primals, strict=True)
+                ]
+                shares = pull(given)
+                return (
+                    [g.at[expert].add(d) for g, d in zip(gradients[0], shares[0], strict=True)],
+                    [_write(g, d, start) for g, d in zip(gradients[1], shares[1], strict=True)],
+                )
 
-        # Half-precision sums over many segments would lose what is small.
-        wide = [jnp.promote_types(w.dtype, "float32") for w in weights]
-        zeros = (
-            [jnp.zeros(w.shape, d) for w, d in zip(weights, wide, strict=True)],
-            [jnp.zeros((num_rows + size, *x.shape[1:]), x.dtype) for x in inputs],
-        )
-        of_weights, of_inputs = jax.lax.fori_loop(0, constants[2]["total"], body, zeros)
-        return (
-            [g.astype(w.dtype) for g, w in zip(of_weights, weights, strict=True)],
-            [g[:num_rows] for g in of_inputs],
-            None,
-        )
+            # Half-precision sums over many segments would lose what is small.
+            wide = [jnp.promote_types(w.dtype, "float32") for w in every[0]]
+            zeros = [jnp.zeros(w.shape, d) for w, d in zip(every[0], wide, strict=True)]
+            found, of_inputs = loop(body, constants[2], first, last, (zeros, of_inputs))
+            of_weights.append([g.astype(w.dtype) for g, w in zip(found, every[0], strict=True)])
+        return of_weights, [g[:num_rows] for g in of_inputs], None
 
     run.defvjp(forward, backward)
     plan = _plan(offsets, num_rows, size)
-    return [r[:num_rows] for r in run(weights, inputs, (other_weights, other_inputs, plan))]
+    constants = [other for _, other, _ in parts], other_inputs, plan
+    results = run([weights for weights, _, _ in parts], inputs, constants)
+    return [r[:num_rows] for r in results]
+
+
+def _output_specs(groups, rows, size):
+    """Shapes and dtypes of what one segment gives; of several dtypes, the one that holds all."""
+    found = [
+        jax.eval_shape(
+            group.function,
+            [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in group.variables],
+            [jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) for leaf in rows],
+            jax.ShapeDtypeStruct((), "int32"),
+        )
+        for group in groups
+    ]
+    return [
+        jax.ShapeDtypeStruct(column[0].shape, jnp.result_type(*(each.dtype for each in column)))
+        for column in zip(*found, strict=True)
+    ]
 
 
 def segment_size(num_rows, num_experts):
@@ -244,7 +305,7 @@ def segment_size(num_rows, num_experts):
 
 
 def _plan(offsets, num_rows, size):
-    """For each segment its expert and the bounds of its rows, and how many segments are in use."""
+    """For each segment its expert and the bounds of its rows; for each expert its segments."""
     num_experts = offsets.shape[0] - 1
     loads = offsets[1:] - offsets[:-1]
     last = jnp.cumsum((loads + size - 1) // size, dtype="int32")
@@ -254,7 +315,13 @@ def _plan(offsets, num_rows, size):
     expert = jnp.searchsorted(last, segments, side="right").astype("int32")
     expert = jnp.minimum(expert, num_experts - 1)
     start = offsets[expert] + (segments - first[expert]) * size
-    return {"expert": expert, "start": start, "end": offsets[expert + 1], "total": last[-1]}
+    return {
+        "expert": expert,
+        "start": start,
+        "end": offsets[expert + 1],
+        "first": first,
+        "last": last,
+    }
 
 
 def _write(buffer, rows, start):

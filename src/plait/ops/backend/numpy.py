@@ -4,14 +4,19 @@ from contextlib import nullcontext as outside_of_graphs
 
 import numpy as np
 
-from plait.ops.backend.structure import by_sorted_rows
+from plait.ops.backend.common import by_sorted_rows, numbered
 
 __all__ = [
+    "SHAPE_ERRORS",
+    "draws_like_loops",
     "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
+    "maps_seeds",
     "outside_of_graphs",
+    "refuses",
+    "stacking_pays",
     "take_rows",
     "unstack",
     "vectorize",
@@ -22,6 +27,28 @@ def vectorize(function, tensors):
     """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
     results = [function(list(slices)) for slices in zip(*tensors, strict=True)]
     return [np.stack(values) for values in zip(*results, strict=True)]
+
+
+maps_seeds = True
+SHAPE_ERRORS = (TypeError, ValueError, IndexError)
+
+
+draws_like_loops = True
+
+
+def stacking_pays(num_values):
+    """Whether a call that stacks the values of all experts beats one call per expert.
+
+    Args:
+        num_values: How many numbers the variables of one expert hold.
+    """
+    del num_values
+    return False
+
+
+def refuses(error):
+    """Whether an exception says that `vectorize` cannot batch a function: a loop takes any."""
+    return False
 
 
 def unstack(tensor):
@@ -35,7 +62,7 @@ def take_rows(tensor, index, inverse):
     return np.concatenate([tensor, zero])[index]
 
 
-def forget_gradients(variables):
+def forget_gradients(groups):
     """Does nothing: gradients are not kept with the variables."""
 
 
@@ -49,25 +76,21 @@ def loops_are_faster():
     return False
 
 
-def map_choices(function, variables, leaves, choices, vectorized):
+def map_choices(groups, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
-    del vectorized  # one expert after another in any case
-    return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
+    return by_sorted_rows(take_rows, map_segments, groups, leaves, choices)
 
 
-def map_segments(function, variables, rows, offsets):
+def map_segments(groups, rows, offsets):
     """Runs each expert on its own run of sorted rows: a loop over the experts in use."""
-    runs = [
-        number for number in range(len(offsets) - 1) if offsets[number] < offsets[number + 1]
-    ] or [0]
-    results = [
-        function(
-            [variable[number] for variable in variables],
-            [row[offsets[number] : offsets[number + 1]] for row in rows],
-            number,
-        )
-        for number in runs
-    ]
+    results = []
+    for group, (first, last) in zip(groups, numbered(groups), strict=True):
+        for expert in range(first, last):
+            start, end = offsets[expert], offsets[expert + 1]
+            # One call on no rows gives the outputs their shape, where no expert was chosen.
+            if start < end or (expert == 0 and offsets[-1] == 0):
+                variables = [variable[expert - first] for variable in group.variables]
+                results.append(group.function(variables, [row[start:end] for row in rows], expert))
     values = [np.concatenate(value) for value in zip(*results, strict=True)]
     rest = len(rows[0]) - offsets[-1]
     return [np.concatenate([v, np.zeros((rest, *v.shape[1:]), v.dtype)]) for v in values]

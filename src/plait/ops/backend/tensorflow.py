@@ -4,14 +4,19 @@ from itertools import compress
 
 import tensorflow as tf
 
-from plait.ops.backend.structure import by_sorted_rows, is_float, partition
+from plait.ops.backend.common import by_sorted_rows, is_float, numbered, partition
 
 __all__ = [
+    "SHAPE_ERRORS",
+    "draws_like_loops",
     "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
+    "maps_seeds",
     "outside_of_graphs",
+    "refuses",
+    "stacking_pays",
     "take_rows",
     "unstack",
     "vectorize",
@@ -29,6 +34,31 @@ def vectorize(function, tensors):
         return [tf.identity(output) for output in function(tensors)]
 
     return tf.vectorized_map(named, tensors)
+
+
+maps_seeds = True
+SHAPE_ERRORS = (TypeError, ValueError, IndexError, tf.errors.InvalidArgumentError)
+
+
+draws_like_loops = False
+
+
+def stacking_pays(num_values):
+    """Whether a call that stacks the values of all experts beats one call per expert.
+
+    Args:
+        num_values: How many numbers the variables of one expert hold.
+    """
+    del num_values
+    return False
+
+
+def refuses(error):
+    """Whether an exception says that `vectorize` cannot batch a function."""
+    return isinstance(error, (NotImplementedError, tf.errors.OperatorNotAllowedInGraphError)) or (
+        isinstance(error, (ValueError, TypeError))
+        and any(word in str(error) for word in ("pfor", "vectoriz", "symbolic `tf.Tensor`"))
+    )
 
 
 def unstack(tensor):
@@ -76,7 +106,7 @@ def _take(tensor, index):
     return tf.gather(padded, index)
 
 
-def forget_gradients(variables):
+def forget_gradients(groups):
     """Does nothing: gradients are not kept with the variables."""
 
 
@@ -107,13 +137,12 @@ def loops_are_faster():
     return not tf.config.list_physical_devices("GPU")  # buffers have spare rows
 
 
-def map_choices(function, variables, leaves, choices, vectorized):
+def map_choices(groups, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
-    del vectorized  # one expert after another in any case
-    return by_sorted_rows(take_rows, map_segments, function, variables, leaves, choices)
+    return by_sorted_rows(take_rows, map_segments, groups, leaves, choices)
 
 
-def map_segments(function, variables, rows, offsets):
+def map_segments(groups, rows, offsets):
     """Runs each expert on its own run of sorted rows.
 
     A loop over the experts in use, of dynamic length and with rows of dynamic number. Slices along
@@ -122,88 +151,113 @@ def map_segments(function, variables, rows, offsets):
     the size of all experts at every step.
 
     Args:
-        function: Maps `(variables_of_one_expert, rows, segment)` to a list of tensors `(r, …)`.
-        variables: List of tensors `(e, …)`.
+        groups: Experts by architecture.
         rows: List of tensors `(m, …)`, sorted by expert.
         offsets: int32 `(e + 1,)`: the rows of expert `l` are `offsets[l]:offsets[l + 1]`.
 
     Returns:
         List of tensors `(m, …)`. Rows from `offsets[e]` on mean nothing.
     """
-    # A variable read inside `run` would count as one that its gradient must answer for.
-    weights, other_weights, merge_weights = partition([tf.identity(v) for v in variables])
+    # `tf.custom_gradient` wants a gradient for each variable read inside; so they are read before.
+    parts = [partition([tf.identity(v) for v in group.variables]) for group in groups]
     inputs, other_inputs, merge_inputs = partition(rows)
     num_rows = tf.shape(rows[0])[0]
-    used = tf.cast(tf.where(offsets[1:] > offsets[:-1])[:, 0], "int32")
-    num_used = tf.size(used)
-    # Where nobody was chosen, one call gives the outputs their shape. It sees one row, which is cut
-    # off again: on no rows, Keras takes what a residual block adds for a bias.
-    called = tf.cond(num_used > 0, lambda: used, lambda: tf.zeros([1], "int32"))
-    num_called = tf.size(called)
+    bounds = numbered(groups)
+    plans = [_used(offsets, first, last) for first, last in bounds]
 
-    def segment(expert):
-        """What an expert holds and is fed: its variables and its rows."""
+    def segment(number, expert):
+        """What an expert of a group holds and is fed: its variables and its rows."""
         start, end = offsets[expert], offsets[expert + 1]
-        held = tf.nest.map_structure(lambda w: w[expert], (weights, other_weights))
+        local = expert - bounds[number][0]
+        held = tf.nest.map_structure(lambda w: w[local], parts[number][:2])
         last = tf.maximum(end, start + 1)
         fed = tf.nest.map_structure(lambda x: x[start:last], (inputs, other_inputs))
         return start, end, held, fed
 
-    def call(i):
-        start, end, held, fed = segment(called[i])
-        values = function(merge_weights(*held), merge_inputs(*fed), called[i])
-        return [value[: end - start] for value in values]
+    def values_of(number, expert, held, fed):
+        merge_weights = parts[number][2]
+        return groups[number].function(merge_weights(*held), merge_inputs(*fed), expert)
+
+    def call(number, expert):
+        start, end, held, fed = segment(number, expert)
+        return [value[: end - start] for value in values_of(number, expert, held, fed)]
 
     @tf.custom_gradient
     def run(*floats):
         del floats  # the same tensors, seen from outside
-        # The first call stands before the loop and tells what the outputs are.
-        first = call(0)
-        arrays = [_array(num_called, value.dtype, [None, *value.shape[1:]]) for value in first]
-        arrays = [array.write(0, value) for array, value in zip(arrays, first, strict=True)]
+        # The first call comes before the loops and tells what the outputs are. Where no row chose
+        # an expert of the first group, it sees one row, which is cut off again: given no rows,
+        # Keras takes what a residual block adds for a bias.
+        called = tf.cond(plans[0][1] > 0, lambda: plans[0][0], lambda: tf.zeros([1], "int32"))
+        first = call(0, called[0])
+        results = []
+        for number, (used, num_used) in enumerate([(called, tf.size(called)), *plans[1:]]):
+            arrays = [_array(num_used, v.dtype, [None, *v.shape[1:]]) for v in first]
+            if number == 0:
+                arrays = [a.write(0, v) for a, v in zip(arrays, first, strict=True)]
 
-        def body(i, arrays):
-            values = call(i)
-            return i + 1, [a.write(i, v) for a, v in zip(arrays, values, strict=True)]
+            def body(i, arrays, number=number, used=used):
+                values = call(number, used[i])
+                values = [tf.cast(v, f.dtype) for v, f in zip(values, first, strict=True)]
+                return i + 1, [a.write(i, v) for a, v in zip(arrays, values, strict=True)]
 
-        _, filled = tf.while_loop(lambda i, _: i < num_called, body, (1, arrays))
-        results = [_fill(array.concat(), num_rows) for array in filled]
+            _, arrays = tf.while_loop(
+                lambda i, _, num_used=num_used: i < num_used, body, (int(number == 0), arrays)
+            )
+            results.append([array.concat() for array in arrays])
+        results = [_fill(tf.concat(column, 0), num_rows) for column in zip(*results, strict=True)]
         differentiable = [value.dtype.is_floating for value in first]
 
         def backward(*cotangents):
             given = list(compress(cotangents, differentiable))
-            of_weights = [_array(w.shape[0], w.dtype, w.shape[1:]) for w in weights]
-            of_inputs = [_array(num_used, x.dtype, [None, *x.shape[1:]]) for x in inputs]
+            gradients, shares_of_inputs = [], []
+            for number, (used, num_used) in enumerate(plans):
+                weights = parts[number][0]
+                of_weights = [_array(w.shape[0], w.dtype, w.shape[1:]) for w in weights]
+                of_inputs = [_array(num_used, x.dtype, [None, *x.shape[1:]]) for x in inputs]
 
-            def body(i, of_weights, of_inputs):
-                start, end, held, fed = segment(used[i])
-                with tf.GradientTape() as tape:
-                    tape.watch((held[0], fed[0]))
-                    values = function(merge_weights(*held), merge_inputs(*fed), used[i])
-                    values = list(compress(values, differentiable))
-                shares = tape.gradient(
-                    values,
-                    (held[0], fed[0]),
-                    output_gradients=[c[start:end] for c in given],
-                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
-                )
-                return (
-                    i + 1,
-                    [a.write(used[i], g) for a, g in zip(of_weights, shares[0], strict=True)],
-                    [a.write(i, g) for a, g in zip(of_inputs, shares[1], strict=True)],
-                )
+                def body(i, of_weights, of_inputs, number=number, used=used):
+                    start, end, held, fed = segment(number, used[i])
+                    with tf.GradientTape() as tape:
+                        tape.watch((held[0], fed[0]))
+                        values = values_of(number, used[i], held, fed)
+                        values = list(compress(values, differentiable))
+                    shares = tape.gradient(
+                        values,
+                        (held[0], fed[0]),
+                        output_gradients=[
+                            tf.cast(c[start:end], v.dtype)
+                            for c, v in zip(given, values, strict=True)
+                        ],
+                        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                    )
+                    local = used[i] - bounds[number][0]
+                    return (
+                        i + 1,
+                        [a.write(local, g) for a, g in zip(of_weights, shares[0], strict=True)],
+                        [a.write(i, g) for a, g in zip(of_inputs, shares[1], strict=True)],
+                    )
 
-            _, of_weights, of_inputs = tf.while_loop(
-                lambda i, *_: i < num_used, body, (0, of_weights, of_inputs)
-            )
-            return [
-                *(array.stack() for array in of_weights),
-                *(_fill(array.concat(), num_rows) for array in of_inputs),
-            ]
+                _, of_weights, of_inputs = tf.while_loop(
+                    lambda i, *_, num_used=num_used: i < num_used,
+                    body,
+                    (0, of_weights, of_inputs),
+                )
+                gradients += [array.stack() for array in of_weights]
+                shares_of_inputs.append([array.concat() for array in of_inputs])
+            columns = zip(*shares_of_inputs, strict=True)
+            return [*gradients, *(_fill(tf.concat(column, 0), num_rows) for column in columns)]
 
         return results, backward
 
-    return list(run(*weights, *inputs))
+    return list(run(*(w for floats, _, _ in parts for w in floats), *inputs))
+
+
+def _used(offsets, first, last):
+    """The experts from `first` to the one before `last` that have rows, and their number."""
+    busy = offsets[first + 1 : last + 1] > offsets[first:last]
+    used = tf.cast(tf.where(busy)[:, 0], "int32") + first
+    return used, tf.size(used)
 
 
 def _array(size, dtype, shape):

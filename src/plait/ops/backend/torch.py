@@ -1,89 +1,52 @@
 """The seam on PyTorch."""
 
-import sys
 from contextlib import nullcontext as outside_of_graphs
 from itertools import chain, pairwise
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
-from plait.ops.backend.groups import Group, affordable_spare_rows, groups, work_per_row
-from plait.ops.backend.structure import is_float, vectorized_map_with
+from plait.ops.backend.batches import Batch, affordable_padding, batches, work_per_row
+from plait.ops.backend.common import is_float, numbered, vectorized_map_with
+from plait.ops.backend.torch_vmap import vectorize
 
 __all__ = [
+    "SHAPE_ERRORS",
+    "draws_like_loops",
     "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
+    "maps_seeds",
     "outside_of_graphs",
+    "refuses",
+    "stacking_pays",
     "take_rows",
     "unstack",
     "vectorize",
 ]
 
 
-class _KerasInsideVmap(TorchFunctionMode):
-    """Answers two questions that Keras' layers ask of tensors, and that `vmap` refuses.
+# Dropout asks for its seed's number, which `vmap` gives only where it is the same for all experts.
+maps_seeds = False
+SHAPE_ERRORS = (TypeError, ValueError, IndexError, RuntimeError)
 
-    - Has the tensor a given memory format? Asked before a convolution, to copy it into the
-      channels-last format. The format is only a matter of speed: yes.
-    - What integer is it? Asked of a dropout's seed. Experts share the random generator that is
-      made of it, and draw different numbers from it: the sum of the experts' seeds. Whoever else
-      asks is refused, as by `vmap` itself: to what experts compute there is no common answer.
+
+draws_like_loops = False
+
+
+def stacking_pays(num_values):
+    """Whether a call that stacks the values of all experts beats one call per expert.
+
+    Args:
+        num_values: How many numbers the variables of one expert hold.
     """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.Tensor.is_contiguous and "memory_format" in kwargs:
-            return True
-        if func is torch.Tensor.__int__ and _seeds_a_generator(sys._getframe(1)):
-            holder = _Holder()
-            _Peek.apply(args[0], holder)
-            values = holder.value.unique()
-            return int(values[0] if len(values) == 1 else values.sum())
-        return func(*args, **kwargs)
+    return num_values < 200_000
 
 
-def _seeds_a_generator(frame):
-    """Whether the code that asks, behind other modes, goes on to seed a random generator."""
-    while frame.f_code.co_name == "__torch_function__":
-        frame = frame.f_back
-    return "manual_seed" in frame.f_code.co_names
-
-
-class _Holder:
-    """Where `_Peek` leaves what it saw."""
-
-    value: torch.Tensor
-
-
-class _Peek(torch.autograd.Function):
-    """Shows the values of all experts behind the one that a function sees inside `vmap`."""
-
-    @staticmethod
-    def forward(tensor, holder):
-        holder.value = tensor.detach()
-        return tensor.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return None, None
-
-    @staticmethod
-    def vmap(info, in_dims, tensor, holder):
-        return _Peek.apply(tensor, holder), in_dims[0]
-
-
-def vectorize(function, tensors):
-    """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
-    # Of the attention kernels, only the one made of plain products is batched by `vmap`.
-    with _KerasInsideVmap(), sdpa_kernel(SDPBackend.MATH):
-        return torch.func.vmap(function, randomness="different")(tensors)
+def refuses(error):
+    """Whether an exception says that `vectorize` cannot batch a function."""
+    known = isinstance(error, (RuntimeError, NotImplementedError))
+    return known and any(word in str(error) for word in ("vmap", "atching rule"))
 
 
 def unstack(tensor):
@@ -143,17 +106,21 @@ class _TakeRows(torch.autograd.Function):
         return sum(gradients[1:], gradients[0]), None, None
 
 
-def forget_gradients(variables):
-    """Clears what the last step left in the gradients of variables.
+def forget_gradients(groups):
+    """Clears gradients that Keras leaves from the last step.
 
-    Keras does so for the parameters of a whole model, but knows them by path: of several variables
-    with one path, as in two models called "net", it clears one, and the others' would add up.
+    Keras clears PyTorch gradients by path: of several variables with one path, as in two models
+    called "net", it clears one. Where one of them has no gradient, the others' are cleared here.
+    While gradients are accumulated over several backward passes, all of them have one.
 
     Args:
-        variables: Keras variables.
+        groups: Lists of trainable Keras variables that share a path.
     """
-    for variable in variables:
-        variable.value.grad = None
+    for group in groups:
+        parameters = [variable.value for variable in group if variable.trainable]
+        if any(parameter.grad is None for parameter in parameters):
+            for parameter in parameters:
+                parameter.grad = None
 
 
 def keep_gradient(tensor, kept):
@@ -191,41 +158,44 @@ def loops_are_faster():
     return True  # experts of like load together, with fewer spare rows
 
 
-def map_choices(function, variables, leaves, choices, vectorized):
+def map_choices(groups, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`.
 
-    A loop over groups of neighbouring experts, each one vectorised call on as many rows per expert
-    as the largest load of the group; spare places repeat an expert's last row. Variables are split
-    once: indexing them in the loop would make a gradient the size of all experts at every step.
+    A loop over batches of neighbouring experts, each one vectorised call on as many rows per
+    expert as the largest load of the batch; padding repeats an expert's last row. Variables are
+    split once: indexing them in the loop would make a gradient the size of all experts at every
+    step.
     """
     order, place, offsets, num_selected = choices
     bounds = offsets.tolist()
     loads = [b - a for a, b in pairwise(bounds)]
-    work = work_per_row([v.shape[1:] for v in variables], [leaf.shape[1:] for leaf in leaves])
-    found = groups(loads, affordable_spare_rows(work) if vectorized else -1)
-    # Where nobody was chosen, one call gives the outputs their shape. It sees one row: of no rows,
-    # a reshape cannot say how long they are.
-    found = found or [Group(0, 1, min(1, len(order)))]
-    source, slot = _layout(found, bounds, order)
+    found = [_batches(group, leaves, loads[a:b]) for group, (a, b) in _ranges(groups)]
+    if not any(found):
+        # Where no expert was chosen, one call gives the outputs their shape. It sees one row: of
+        # no rows, a reshape cannot say how long they are.
+        found[0] = [Batch(0, 1, min(1, len(order)))]
+    placed = [
+        Batch(first + batch.start, first + batch.end, batch.size)
+        for (_, (first, _)), of_group in zip(_ranges(groups), found, strict=True)
+        for batch in of_group
+    ]
+    source, slot = _layout(placed, bounds, order)
     chosen = slot[place]
     rows = [
         _Gather.apply(leaf, source // num_selected, chosen.reshape(-1, num_selected))
         for leaf in leaves
     ]
-    sizes = [group.num_rows for group in found]
-    rows = [leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows]
-    parts = _parts(found, len(loads))
-    split = [variable.split(parts) for variable in variables]
-    results = [
-        _run_group(
-            function,
-            [pieces[2 * number + 1] for pieces in split],
-            [pieces[number] for pieces in rows],
-            group,
-            loads,
-        )
-        for number, group in enumerate(found)
-    ]
+    sizes = [batch.num_rows for batch in placed]
+    rows = zip(*(leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows), strict=True)
+    results = []
+    for (group, (first, last)), of_group in zip(_ranges(groups), found, strict=True):
+        parts = _parts(of_group, group.num_experts)
+        pieces = list(zip(*(variable.split(parts) for variable in group.variables), strict=True))
+        for number, batch in enumerate(of_group):
+            variables = pieces[2 * number + 1] if pieces else []
+            results.append(
+                _run_batch(group.function, variables, next(rows), batch, loads[first:last], first)
+            )
     outputs = []
     for values in zip(*results, strict=True):
         zero = values[0].new_zeros((len(source) - sum(sizes), *values[0].shape[1:]))
@@ -233,15 +203,26 @@ def map_choices(function, variables, leaves, choices, vectorized):
     return outputs
 
 
+def _ranges(groups):
+    """Each group with the number of its first expert and of the one after its last."""
+    return list(zip(groups, numbered(groups), strict=True))
+
+
+def _batches(group, leaves, loads):
+    """The batches of one group's experts."""
+    work = work_per_row([v.shape[1:] for v in group.variables], [leaf.shape[1:] for leaf in leaves])
+    return batches(loads, affordable_padding(work) if group.vectorized else -1)
+
+
 def _layout(found, bounds, order):
-    """Where the rows of the groups come from, and where they stand.
+    """Where the rows of the batches come from, and where they go.
 
     Returns:
-        A pair: int `(r,)`, the choice that each row of the groups belongs to, and int `(n * k,)`,
-        the row at which the choice at each place stands. Where some choices are of nobody, one
-        more row stands for them behind the groups'.
+        A pair: int `(r,)`, the choice that each row of the batches belongs to, and int `(n * k,)`,
+        the row that holds the choice at each place. Where some slots are empty, one more row
+        behind the batches' belongs to them.
     """
-    members = [(expert, group.size) for group in found for expert in range(*group[:2])]
+    members = [(expert, batch.size) for batch in found for expert in range(*batch[:2])]
     table = [
         (bounds[expert], bounds[expert + 1] - bounds[expert], size) for expert, size in members
     ]
@@ -251,32 +232,35 @@ def _layout(found, bounds, order):
     load = load[member]
     source = order[first[member] + torch.minimum(step, load - 1).clamp(min=0)]
     slot = torch.nonzero(step < load)[:, 0]
-    nobody = len(order) - bounds[-1]
-    if nobody:
+    num_empty = len(order) - bounds[-1]
+    if num_empty:
         source = torch.cat([source, order[:1]])
-        slot = torch.cat([slot, slot.new_full((nobody,), len(member))])
+        slot = torch.cat([slot, slot.new_full((num_empty,), len(member))])
     return source, slot
 
 
 def _parts(found, num_experts):
-    """Numbers of experts before, in, and between the groups, and behind the last."""
-    edges = [0, *chain.from_iterable((g.start, g.end) for g in found), num_experts]
+    """Numbers of experts before, in, and between the batches, and behind the last."""
+    edges = [0, *chain.from_iterable((b.start, b.end) for b in found), num_experts]
     return [b - a for a, b in pairwise(edges)]
 
 
-def _run_group(function, variables, rows, group, loads):
-    """The outputs `(r, …)` of one group."""
-    if not all(loads[group.start : group.end]):
-        # An expert without rows runs on another's, and must not learn from what it makes of them.
-        used = torch.tensor(loads[group.start : group.end], device=rows[0].device) > 0
+def _run_batch(function, variables, rows, batch, loads, first):
+    """The outputs `(r, …)` of one batch of a group whose first expert has number `first`."""
+    loads = loads[batch.start : batch.end]
+    if not all(loads):
+        # An expert without rows runs on padding; its gradient is set to zero.
+        used = torch.tensor(loads, device=rows[0].device) > 0
         variables = [keep_gradient(v, used) if is_float(v) else v for v in variables]
-    if group.num_experts == 1:
-        return function([variable[0] for variable in variables], rows, group.start)
-    shape = group.num_experts, group.size
+    segment = first + batch.start
+    if batch.num_experts == 1:
+        return function([variable[0] for variable in variables], list(rows), segment)
+    shape = batch.num_experts, batch.size
     fed = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in rows]
-    experts = torch.arange(group.start, group.end, dtype=torch.int32, device=rows[0].device)
-    mapped = variables, fed, experts
-    values = vectorized_map_with(vectorize, lambda one, _: function(*one), mapped, None)
+    numbers = torch.arange(batch.num_experts, device=rows[0].device)
+    values = vectorized_map_with(
+        vectorize, lambda one, _: function(one[0], one[1], segment), (list(variables), fed, numbers), None
+    )
     return [value.flatten(0, 1) for value in values]
 
 

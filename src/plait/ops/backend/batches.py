@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-__all__ = ["Group", "affordable_spare_rows", "groups", "work_per_row"]
+__all__ = ["Batch", "affordable_padding", "batches", "work_per_row"]
 
 # What one more call of Keras layers costs, in multiply-adds.
 _CALL = 2e8
@@ -13,7 +13,7 @@ _CALL = 2e8
 _READ = 16
 
 
-class Group(NamedTuple):
+class Batch(NamedTuple):
     """The experts `start:end`, on `size` rows each."""
 
     start: int
@@ -42,7 +42,7 @@ def work_per_row(variables: Sequence[Sequence[int]], leaves: Sequence[Sequence[i
         leaves: Shapes of the parts of one row.
 
     Example:
-    >>> from plait.ops.backend.groups import work_per_row
+    >>> from plait.ops.backend.batches import work_per_row
     >>> work_per_row([(3, 3, 2, 4), (4,)], [(10, 10, 2)])
     7600
     """
@@ -51,7 +51,7 @@ def work_per_row(variables: Sequence[Sequence[int]], leaves: Sequence[Sequence[i
     return max(numbers * positions, *map(math.prod, leaves))
 
 
-def affordable_spare_rows(work: int) -> float:
+def affordable_padding(work: int) -> float:
     """Returns how many spare rows cost what another call costs.
 
     Args:
@@ -60,7 +60,7 @@ def affordable_spare_rows(work: int) -> float:
     return _CALL / max(work, 1)
 
 
-def groups(loads: Sequence[int], affordable: float) -> list[Group]:
+def batches(loads: Sequence[int], affordable: float) -> list[Batch]:
     """Returns groups of neighbouring experts that cover all that have rows.
 
     A group grows until its spare rows would cost more than a call of its own.
@@ -70,21 +70,21 @@ def groups(loads: Sequence[int], affordable: float) -> list[Group]:
         affordable: How many spare rows a group may have; below zero every expert is on its own.
 
     Example:
-    >>> from plait.ops.backend.groups import groups
-    >>> [tuple(group) for group in groups([5, 6, 90, 0, 4, 5], affordable=20)]
+    >>> from plait.ops.backend.batches import batches
+    >>> [tuple(batch) for batch in batches([5, 6, 90, 0, 4, 5], affordable=20)]
     [(0, 2, 6), (2, 3, 90), (4, 6, 5)]
     """
     rows = [0, *accumulate(loads)]
     idle = [0, *accumulate(not load for load in loads)]
-    found: list[Group] = []
+    found: list[Batch] = []
     for expert, load in enumerate(loads):
         if not load:
             continue
         if found:
-            grown = Group(found[-1].start, expert + 1, max(found[-1].size, load))
+            grown = Batch(found[-1].start, expert + 1, max(found[-1].size, load))
             spare = grown.num_rows - (rows[grown.end] - rows[grown.start])
             if spare + _READ * (idle[grown.end] - idle[grown.start]) <= affordable:
                 found[-1] = grown
                 continue
-        found.append(Group(expert, expert + 1, load))
+        found.append(Batch(expert, expert + 1, load))
     return found

@@ -3,12 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.ops.backend.groups import affordable_spare_rows, groups, work_per_row
+from plait.ops.backend.batches import affordable_padding, batches, work_per_row
 
 
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(-1, 100))
 def test_groups_cover_who_has_rows_and_spare_few(loads, affordable):
-    found = groups(loads, affordable)
+    found = batches(loads, affordable)
     members = [expert for group in found for expert in range(group.start, group.end)]
     assert members == sorted(set(members))
     assert {expert for expert, load in enumerate(loads) if load} <= set(members)
@@ -20,11 +20,11 @@ def test_groups_cover_who_has_rows_and_spare_few(loads, affordable):
 
 
 def test_nobody_shares_a_call_where_none_may():
-    assert groups([3, 3, 0, 3], -1) == [(0, 1, 3), (1, 2, 3), (3, 4, 3)]
+    assert batches([3, 3, 0, 3], -1) == [(0, 1, 3), (1, 2, 3), (3, 4, 3)]
 
 
 def test_the_larger_an_expert_the_fewer_spare_rows_are_worth_a_call():
-    assert affordable_spare_rows(10**4) == 10 * affordable_spare_rows(10**5)
+    assert affordable_padding(10**4) == 10 * affordable_padding(10**5)
 
 
 def test_a_row_with_many_positions_takes_the_work_at_each():

@@ -1,14 +1,16 @@
-"""Who reads what: parts of a structured input by name or position."""
+"""Which part of a structured input each expert and the gate read, by name or position."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 from plait.errors import message
+from plait.typing import Config, Nested
 
-Selector = Any
+Selector: TypeAlias = None | str | int | tuple[str | int, ...] | list["Selector"]
+"""`None` for the whole input; a key or position; a path of these; a list of any of these."""
 
 
-def selectors(expert_inputs: Any, num_experts: int) -> list[Selector]:
+def selectors(expert_inputs: Selector, num_experts: int) -> list[Selector]:
     """Returns one selector that all experts share, or one for each of them.
 
     Args:
@@ -33,20 +35,20 @@ def selectors(expert_inputs: Any, num_experts: int) -> list[Selector]:
     return [first] if all(entry == first for entry in expert_inputs) else expert_inputs
 
 
-def select(inputs: Any, selector: Selector, reader: str) -> Any:
+def select(inputs: Nested, selector: Selector, reader: str) -> Nested:
     """Returns the part of a structured input that a selector names.
 
     Args:
         inputs: A tensor or a structure of tensors.
         selector: `None` for the whole input; a key or a position; a tuple of these, which is a
             path into a nested input; or a list of any of these, which gives a list.
-        reader: Who reads it, for the error text.
+        reader: What reads it, for the error text.
 
     Raises:
         ValueError: If the input has no such key or position.
 
     Example:
-    >>> from plait.mixture.topology import select
+    >>> from plait.mixture.inputs import select
     >>> select({"image": 1, "text": {"title": 2, "body": 3}}, ("text", "body"), "expert 0")
     3
     >>> select([10, 20, 30], [2, 0], "the gate")
@@ -62,7 +64,7 @@ def select(inputs: Any, selector: Selector, reader: str) -> Any:
     return part
 
 
-def _item(inputs: Any, key: Any, reader: str) -> Any:
+def _item(inputs: Nested, key: str | int, reader: str) -> Nested:
     if isinstance(inputs, dict):
         known = sorted(inputs, key=str)
         if key in inputs:
@@ -84,9 +86,11 @@ def _item(inputs: Any, key: Any, reader: str) -> Any:
     )
 
 
-def select_each(inputs: Any, chosen: Sequence[Selector]) -> list[Any]:
+def select_each(inputs: Nested, chosen: Sequence[Selector]) -> list[Nested]:
     """Returns the selected part for each selector; equal selectors give one object."""
-    parts: dict[str, Any] = {}
+    if list(chosen) == [None]:
+        return [inputs]
+    parts: dict[str, Nested] = {}
     found = []
     for position, selector in enumerate(chosen):
         key = repr(selector)
@@ -96,7 +100,7 @@ def select_each(inputs: Any, chosen: Sequence[Selector]) -> list[Any]:
     return found
 
 
-def to_config(selector: Selector) -> Any:
+def to_config(selector: Selector) -> Selector | Config | list[Config]:
     """Returns a selector in a form that JSON keeps: a path is marked as one."""
     if isinstance(selector, tuple):
         return {"path": list(selector)}
@@ -105,7 +109,7 @@ def to_config(selector: Selector) -> Any:
     return selector
 
 
-def from_config(config: Any) -> Selector:
+def from_config(config: Selector | Config | list[Config]) -> Selector:
     """Returns the selector that `to_config` was given."""
     if isinstance(config, dict):
         return tuple(config["path"])

@@ -1,0 +1,17 @@
+"""What plait needs of Keras beyond its documented calls: masks, walks over layers, hiding."""
+
+from plait.compat.layers import flat_layers, is_functional, refresh_adapted, trainable_flags
+from plait.compat.masks import attach_masks, masks_of
+from plait.compat.serialization import without_other_backends
+from plait.compat.untracked import UntrackedList
+
+__all__ = [
+    "UntrackedList",
+    "attach_masks",
+    "flat_layers",
+    "is_functional",
+    "masks_of",
+    "refresh_adapted",
+    "trainable_flags",
+    "without_other_backends",
+]

@@ -1,0 +1,379 @@
+"""All experts of a mixture: which run together, which alone, and in which order."""
+
+import math
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import NamedTuple, TypeVar
+
+import keras
+from keras import ops, tree
+
+from plait.compat import flat_layers, trainable_flags
+from plait.experts.dispatch import fed_to_groups, with_all_masks
+from plait.experts.runner import ExpertRunner, Results, Rows
+from plait.experts.signature import alike
+from plait.experts.single import SingleExpert
+from plait.experts.seeds import Seeds
+from plait.experts.stacked import StackedRunner
+from plait.experts.traits import Traits, traits_of
+from plait.experts.variables import SharedVariables
+from plait.ops import backend
+from plait.ops.combine import combine_masks
+from plait.ops.dispatch import apply_groups
+from plait.typing import Mask, Nested, Tensor
+
+
+Item = TypeVar("Item")
+
+
+class Placed(NamedTuple):
+    """What runs some experts of a mixture.
+
+    Attributes:
+        positions: Which experts of the mixture these are.
+        runner: What runs them.
+    """
+
+    positions: list[int]
+    runner: ExpertRunner
+
+
+class ExpertBank:
+    """The experts of one mixture, in groups that run together.
+
+    Args:
+        placed: The groups; every expert is in one of them.
+    """
+
+    def __init__(self, placed: Sequence[Placed]) -> None:
+        self.placed = list(placed)
+        self.num_experts = sum(len(group.positions) for group in placed)
+        self._at = {
+            position: (group.runner, local)
+            for group in placed
+            for local, position in enumerate(group.positions)
+        }
+        self._traits: dict[tuple[object, ...], Traits] = {}
+
+    def groups(self, dispatched: bool) -> list[Placed]:
+        """Returns the experts' groups for a call.
+
+        Args:
+            dispatched: Whether experts run on the rows that chose them, or all on all rows.
+        """
+        del dispatched
+        return self.placed
+
+    def values(self, expert: int) -> list[Tensor]:
+        """Returns the present values of one expert's variables."""
+        runner, local = self._at[expert]
+        return runner.values(local)
+
+    def set_values(self, expert: int, values: Sequence[Tensor]) -> None:
+        """Sets the variables of one expert."""
+        runner, local = self._at[expert]
+        runner.set_values(local, values)
+
+    def representative(self, expert: int) -> keras.layers.Layer:
+        """Returns the layer that is called for an expert."""
+        return self._at[expert][0].representative()
+
+    def output_specs(self, inputs: Sequence[Nested]) -> list[tuple[int, str, Nested]]:
+        """Returns position, name and output specs of one expert for each kind there is.
+
+        Args:
+            inputs: Symbolic inputs that all experts share, or one for each.
+        """
+        found = []
+        for positions, runner in self.placed:
+            layer = runner.representative()
+            fed = _share(inputs, positions)
+            for position, part in zip(positions, fed, strict=False):
+                found.append((position, layer.name, layer.compute_output_spec(part)))
+        return sorted(found, key=lambda entry: entry[0])
+
+    def run_all(
+        self,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        training: bool,
+        used: Tensor | None = None,
+    ) -> Results:
+        """Runs every expert on every example.
+
+        Args:
+            inputs: One structure that all experts share, or one for each.
+            masks: As `inputs`, flat lists; or `None`.
+            training: As in Keras.
+            used: `None`, or bool `(e,)`: an expert where it is false gets a gradient of zero.
+
+        Returns:
+            Leaves `(e, b, …, u)`, and for each leaf one mask: where it is valid for every expert.
+        """
+        groups = self.groups(dispatched=False)
+        results = [
+            runner.run_all(
+                _share(inputs, positions),
+                masks and _share(masks, positions),
+                training,
+                None if used is None else ops.stack([used[p] for p in positions]),
+            )
+            for positions, runner in groups
+        ]
+        leaves = zip(*(tree.flatten(result.outputs) for result in results), strict=True)
+        order = [position for positions, _ in groups for position in positions]
+        joined = [_in_order(column, order) for column in leaves]
+        found = [
+            combine_masks([None if mask is None else ops.all(mask, axis=0) for mask in column])
+            for column in zip(*(result.masks for result in results), strict=True)
+        ]
+        outputs = tree.pack_sequence_as(results[0].outputs, joined)
+        return Results(outputs, found, [loss for result in results for loss in result.losses])
+
+    def couples_rows(
+        self,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        training: bool,
+        with_losses: bool,
+    ) -> bool:
+        """Whether a call of any expert depends on the whole batch, of which it would see a part.
+
+        Args:
+            inputs: As for `run_all`; of tensors only shapes and dtypes are read.
+            masks: As for `run_all`.
+            training: As in Keras.
+            with_losses: Whether losses that the call adds will be read.
+        """
+        if not training and not with_losses:
+            return False
+        found = [
+            self._traits_of(positions, runner, inputs, masks, training)
+            for positions, runner in self.groups(dispatched=True)
+        ]
+        return any(each.moves_state or (each.adds_losses and with_losses) for each in found)
+
+    def _traits_of(
+        self,
+        positions: Sequence[int],
+        runner: ExpertRunner,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        training: bool,
+    ) -> Traits:
+        """Returns what a call of experts does, found once for inputs and flags of one kind."""
+        layer = runner.representative()
+        fed = _share(inputs, positions)[0]
+        given = _share(masks, positions)[0] if masks else None
+        present = tuple(mask is not None for mask in given or [])
+        shapes = tuple(tuple(leaf.shape[1:]) for leaf in tree.flatten(fed))
+        key = (id(layer), shapes, present, training, trainable_flags(layer) if training else ())
+        if key not in self._traits:
+            self._traits[key] = traits_of(layer, fed, given, training)
+        return self._traits[key]
+
+    def run_dispatched(
+        self,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        indices: Tensor,
+        capacity: int | None,
+        training: bool,
+    ) -> Results:
+        """Runs each expert on the rows that chose it, and on no others.
+
+        Args:
+            inputs: As for `run_all`; leaves `(n, …)`.
+            masks: As for `run_all`.
+            indices: int32 `(n, k)`; the number of experts marks an empty slot.
+            capacity: Most rows that one expert may have, or `None` for any load.
+            training: As in Keras.
+
+        Returns:
+            Leaves `(n, k, …, u)`, zero in empty slots, and for each leaf a mask `(n, …)`.
+        """
+        groups = self.groups(dispatched=True)
+        order = [position for positions, _ in groups for position in positions]
+        if order != list(range(self.num_experts)):
+            numbers = {position: number for number, position in enumerate(order)}
+            table = [numbers[p] for p in range(self.num_experts)] + [self.num_experts]
+            indices = ops.take(ops.convert_to_tensor(table, dtype="int32"), indices)
+        traits = [self._traits_of(*group, inputs, masks, training) for group in groups]
+        rows = _rows(inputs, masks, self.num_experts)
+
+        def run() -> tuple[Nested, list[Tensor]]:
+            made = self._dispatched(groups, traits, rows, training)
+            return apply_groups(made, fed_to_groups(rows), indices, capacity)
+
+        outputs, kept = self._unless_refused(groups, run)
+        for _, runner in groups:
+            runner.after_dispatch(training)
+        filled = indices < self.num_experts
+        flags = iter(kept)
+        ranks = _common_ranks(traits)
+        found = [None if rank is None else _valid(next(flags), filled) for rank in ranks]
+        return Results(outputs, found, [])
+
+    def _dispatched(
+        self, groups: Sequence[Placed], traits: Sequence[Traits], rows: Rows, training: bool
+    ) -> list[backend.Group]:
+        """Returns groups that give the same masks and dtypes."""
+        ranks = _common_ranks(traits)
+        made = [
+            (group, each)
+            for (positions, runner), each in zip(groups, traits, strict=True)
+            for group in runner.dispatched(rows, positions, training)
+        ]
+        kinds = {each.dtypes for each in traits}
+        columns = zip(*kinds, strict=True)
+        dtypes = [keras.backend.result_type(*column) for column in columns]
+        return [
+            with_all_masks(group, each.mask_ranks, ranks, dtypes if len(kinds) > 1 else None)
+            for group, each in made
+        ]
+
+    def _unless_refused(
+        self, groups: Sequence[Placed], run: Callable[[], tuple[Nested, list[Tensor]]]
+    ) -> tuple[Nested, list[Tensor]]:
+        """Returns `run()`, one expert after another where the backend cannot vectorise them."""
+        vectorized = [runner for _, runner in groups if runner.vectorized]
+        try:
+            return run()
+        except Exception as error:
+            if not vectorized or not backend.refuses(error):
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+        for runner in vectorized:
+            runner.stop_vectorizing(reason)
+        return run()
+
+
+class SharedBank(ExpertBank):
+    """Experts that the caller owns, which may change between calls.
+
+    Which of them are alike is found anew when an attribute of one of their layers was assigned.
+
+    Args:
+        experts: Built Keras layers or models.
+        execution: `"loop"` runs each by itself; `"stacked"` stacks the values of alike experts in
+            each call; `"auto"` where that is faster.
+        inputs: Symbolic inputs that all experts share, or one for each.
+    """
+
+    def __init__(
+        self, experts: Sequence[keras.layers.Layer], execution: str, inputs: Sequence[Nested]
+    ) -> None:
+        super().__init__([Placed([i], SingleExpert(e)) for i, e in enumerate(experts)])
+        self.experts = list(experts)
+        self.execution = execution
+        self.inputs = inputs
+        self._stacked: list[Placed] = []
+        self._seen: list[tuple[keras.layers.Layer, tuple[object, ...]]] = []
+
+    def groups(self, dispatched: bool) -> list[Placed]:
+        """Returns the experts' groups for a call; see `ExpertBank.groups`."""
+        if self.execution == "loop" or self.num_experts == 1:
+            return self.placed
+        if self.execution == "auto" and not dispatched:
+            sizes = [math.prod(variable.shape) for variable in self.experts[0].variables]
+            if not backend.stacking_pays(sum(sizes)):
+                return self.placed
+        return self.stacked()
+
+    def stacked(self) -> list[Placed]:
+        """Returns the groups in which alike experts run in one call."""
+        if not self._seen or not all(map(_is_as_seen, self._seen)):
+            self._stacked = [
+                group
+                for positions in alike(self.experts)
+                for group in (
+                    [Placed(positions, self._stack(positions))]
+                    if len(positions) > 1 and self.why_single(positions[0]) is None
+                    else [self.placed[position] for position in positions]
+                )
+            ]
+            layers = [layer for expert in self.experts for layer in flat_layers(expert)]
+            self._seen = [(layer, tuple(vars(layer).values())) for layer in layers]
+        return self._stacked
+
+    def _stack(self, positions: Sequence[int]) -> StackedRunner:
+        members = [self.experts[position] for position in positions]
+        return StackedRunner(members[0], SharedVariables(members))
+
+    def why_single(self, position: int) -> str | None:
+        """Returns why an expert runs by itself though alike ones could be stacked, or `None`.
+
+        A loss that a call adds is kept with the layer that added it. A vectorised call draws other
+        random numbers than single calls do, except on JAX.
+        """
+        expert = self.experts[position]
+        if Seeds(expert.variables).positions and not backend.draws_like_loops:
+            return "it draws random numbers"
+        inputs = [self.inputs[0 if len(self.inputs) == 1 else position]]
+        runner = self.placed[position].runner
+        traits = self._traits_of([0], runner, inputs, None, training=True)
+        return "its call adds losses" if traits.adds_losses else None
+
+
+def _is_as_seen(seen: tuple[keras.layers.Layer, tuple[object, ...]]) -> bool:
+    """Whether no attribute of a layer was assigned since its attributes were listed."""
+    layer, values = seen
+    present = vars(layer)
+    return len(present) == len(values) and all(map(is_, present.values(), values))
+
+
+def _first(pair: tuple[int, Tensor]) -> int:
+    return pair[0]
+
+
+def _share(values: Sequence[Item], positions: Sequence[int]) -> list[Item]:
+    """Returns one value where some experts share it, else one for each of them."""
+    if len(values) == 1:
+        return list(values)
+    own = [values[position] for position in positions]
+    return own[:1] if all(value is own[0] for value in own) else own
+
+
+def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """Returns one tensor `(e, …)` in the experts' order from those of the groups.
+
+    Args:
+        parts: Tensors `(e_g, …)`.
+        order: Positions of the experts, group after group.
+    """
+    if list(order) == sorted(order):
+        return parts[0] if len(parts) == 1 else ops.concatenate(parts)
+    slices = [one for part in parts for one in backend.unstack(part)]
+    return ops.stack([one for _, one in sorted(zip(order, slices, strict=True), key=_first)])
+
+
+def _rows(
+    inputs: Sequence[Nested], masks: Sequence[list[Mask]] | None, num_experts: int
+) -> Rows:
+    """Returns the distinct inputs, and which of them each expert reads."""
+    parts: dict[int, int] = {}
+    part_of = [parts.setdefault(id(part), len(parts)) for part in inputs]
+    distinct = [part_of.index(number) for number in range(len(parts))]
+    return Rows(
+        parts=[inputs[position] for position in distinct],
+        masks=[masks[position] if masks else None for position in distinct],
+        part_of=part_of if len(inputs) > 1 else [0] * num_experts,
+    )
+
+
+def _common_ranks(traits: Sequence[Traits]) -> list[int | None]:
+    """Returns the rank of each output's mask, where any of the experts gives one."""
+    columns = zip(*(each.mask_ranks for each in traits), strict=True)
+    return [max((rank for rank in column if rank is not None), default=None) for column in columns]
+
+
+def _valid(mask: Tensor, filled: Tensor) -> Tensor:
+    """Returns where every chosen expert's output is valid.
+
+    Args:
+        mask: int `(n, k, …)`.
+        filled: bool `(n, k)`, false in empty slots.
+    """
+    rank = len(mask.shape) - len(filled.shape)
+    empty = ops.reshape(ops.logical_not(filled), (*ops.shape(filled), *(1,) * rank))
+    return ops.all(ops.logical_or(ops.cast(mask, "bool"), empty), axis=1)

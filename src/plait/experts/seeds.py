@@ -1,0 +1,55 @@
+"""Random numbers of experts that share a call: which seeds each has, and how they move on."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from plait.experts.initialization import is_seed
+from plait.ops import backend
+from plait.typing import Tensor
+
+# Draws that one call may take from one seed generator before the next step repeats them.
+DRAWS_PER_CALL = 1024
+# Odd and prime to the step between experts, so that no two segments draw the same numbers.
+_STEP_OF_SEGMENT = 7_919_333
+
+
+class Seeds:
+    """The seeds among the variables of experts of one architecture.
+
+    Where the backend maps seeds, each expert draws from its own. On PyTorch, whose vectorised call
+    needs one integer for all, a call draws from the sum of the experts' seeds, and differently for
+    each expert.
+
+    Args:
+        variables: The variables of one expert.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+        self.positions = [p for p, variable in enumerate(variables) if is_seed(variable)]
+        self.shared = [] if backend.maps_seeds else self.positions
+        self.mapped = [p for p in range(len(variables)) if p not in self.shared]
+
+    def split(self, values: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Returns the values `(e, …)` to be mapped over, and the seeds that all share.
+
+        Args:
+            values: A tensor `(e, …)` for each variable.
+        """
+        shared = {p: ops.sum(values[p], axis=0) for p in self.shared}
+        return [values[p] for p in self.mapped], shared
+
+    def join(self, mapped: Sequence[Tensor], shared: dict[int, Tensor]) -> list[Tensor]:
+        """Returns a value for each variable, in order, for one expert."""
+        found = dict(zip(self.mapped, mapped, strict=True)) | shared
+        return [found[position] for position in sorted(found)]
+
+    def of_segment(self, values: list[Tensor], segment: Tensor) -> list[Tensor]:
+        """Returns the values with seeds of their own for a segment of rows."""
+        moved = list(values)
+        for position in self.positions:
+            seed = values[position]
+            step = ops.cast(segment, seed.dtype) * _STEP_OF_SEGMENT
+            moved[position] = seed + ops.stack([step, ops.zeros_like(step)])
+        return moved

@@ -1,0 +1,174 @@
+"""Experts of one architecture in one vectorised call."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import keras
+from keras import ops, tree
+
+from plait.experts.dispatch import group_of
+from plait.experts.functional_call import call_with
+from plait.experts.runner import Results, Rows
+from plait.experts.seeds import DRAWS_PER_CALL, Seeds
+from plait.experts.variables import ExpertVariables
+from plait.ops.backend import Group, is_float, keep_gradient, refuses, unstack, vectorized_map
+from plait.typing import Mask, Nested, Tensor
+
+Result = TypeVar("Result")
+
+
+class StackedRunner:
+    """Runs `e` experts of one architecture in one call.
+
+    One expert is called as a pure function of the variables' values, which differ per expert.
+
+    Args:
+        layer: The built layer that is called. Its own variables are not read.
+        variables: Where the values are read and written.
+        vectorized: Whether one call runs all experts; if not, they run one after another.
+    """
+
+    def __init__(
+        self, layer: keras.layers.Layer, variables: ExpertVariables, vectorized: bool = True
+    ) -> None:
+        self.layer = layer
+        self.num_experts = variables.num_experts
+        self.variables = variables
+        self.own = list(layer.variables)
+        self.seeds = Seeds(self.own)
+        self.vectorized = vectorized
+
+    def representative(self) -> keras.layers.Layer:
+        """Returns the layer that is called in place of all."""
+        return self.layer
+
+    def run_all(
+        self,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        training: bool,
+        used: Tensor | None = None,
+    ) -> Results:
+        """Runs every expert on every example; see `ExpertRunner.run_all`."""
+        values = self.variables.read()
+        if used is not None:
+            values = [keep_gradient(v, used) if is_float(v) else v for v in values]
+        mapped, shared = self.seeds.split(values)
+        each = len(inputs) > 1
+        fed = (_stack(inputs), _stack(masks) if masks else None) if each else None
+        common = None if each else (inputs[0], masks[0] if masks else None)
+
+        def run(one: tuple[list[Tensor], Nested]) -> tuple[Nested, ...]:
+            own = self.seeds.join(one[0], shared)
+            outcome = call_with(self.layer, self.own, own, *(one[1] or common), training)
+            updates = {str(position): value for position, value in outcome.updates.items()}
+            return outcome.outputs, outcome.masks, updates, outcome.losses
+
+        outputs, found, updates, losses = self._for_all(run, (mapped, fed))
+        for position, value in ((int(name), value) for name, value in updates.items()):
+            if position in shared:  # one stream of draws moved on, and with it every expert's
+                value = values[position] + (value - shared[position])
+            self.variables.write(position, value)
+        return Results(outputs, found, [ops.sum(loss) for loss in losses])
+
+    def _for_all(self, function: Callable[[Nested], Nested], mapped: Nested) -> Nested:
+        """Calls a function of one expert for all experts.
+
+        Args:
+            function: Maps one expert's slices to a structure of tensors and `None`.
+            mapped: Structure of tensors `(e, …)` and `None`.
+        """
+        leaves = tree.flatten(mapped)
+        # Also maps over `arange(e)`, so that experts without variables have an axis to map.
+        numbers = ops.arange(self.num_experts, dtype="int32")
+        present = [numbers, *(leaf for leaf in leaves if leaf is not None)]
+
+        def of_one(slices: Sequence[Tensor], _: None = None) -> Nested:
+            given = iter(slices[1:])
+            filled = [None if leaf is None else next(given) for leaf in leaves]
+            return function(tree.pack_sequence_as(mapped, filled))
+
+        def run(vectorized: bool) -> Nested:
+            if vectorized:
+                return vectorized_map(of_one, present)
+            columns = [unstack(leaf) for leaf in present]
+            return _stack([of_one(one) for one in zip(*columns, strict=True)])
+
+        return self._unless_refused(run)
+
+    def _unless_refused(self, run: Callable[[bool], Result]) -> Result:
+        """Returns `run(True)`, or `run(False)` where the backend cannot vectorise the experts."""
+        if not self.vectorized:
+            return run(False)
+        try:
+            return run(True)
+        except Exception as error:
+            if not refuses(error):
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+        self.stop_vectorizing(reason)
+        return run(False)
+
+    def stop_vectorizing(self, reason: str) -> None:
+        """Runs the experts one after another from now on, and warns."""
+        self.vectorized = False
+        warnings.warn(
+            f"{self.num_experts} experts like {self.layer.name!r} run one after another: the "
+            f"backend cannot vectorise them ({reason}).",
+            stacklevel=3,
+        )
+
+    def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
+        """Returns the experts as groups; see `ExpertRunner.dispatched`.
+
+        Experts that read one part are one group, others a group each.
+        """
+        parts = [rows.part_of[position] for position in positions]
+        values = self.variables.read()
+        if len(set(parts)) == 1:
+            return [self._group(values, self.num_experts, rows, parts[0], training)]
+        columns = [unstack(value) for value in values]
+        return [
+            self._group([column[i][None] for column in columns], 1, rows, part, training)
+            for i, part in enumerate(parts)
+        ]
+
+    def _group(
+        self, values: Sequence[Tensor], count: int, rows: Rows, part: int, training: bool
+    ) -> Group:
+        return group_of(
+            self.layer,
+            self.own,
+            self.seeds,
+            values,
+            num_experts=count,
+            masks=rows.masks[part],
+            part=part,
+            training=training,
+            vectorized=self.vectorized and count > 1,
+        )
+
+    def after_dispatch(self, training: bool) -> None:
+        """Moves the seeds on, so that the next step draws anew."""
+        if not training or not self.seeds.positions:
+            return
+        values = self.variables.read()
+        for position in self.seeds.positions:
+            step = ops.cast([0, DRAWS_PER_CALL], values[position].dtype)
+            self.variables.write(position, values[position] + step)
+
+    def values(self, expert: int) -> list[Tensor]:
+        """Returns the present values of one expert's variables."""
+        return self.variables.read_one(expert)
+
+    def set_values(self, expert: int, values: Sequence[Tensor]) -> None:
+        """Sets the variables of one expert."""
+        self.variables.write_one(expert, values)
+
+
+def _stack(structures: Sequence[Nested]) -> Nested:
+    """Returns one structure with leaves `(e, …)` from `e` structures; `None` stays `None`."""
+    columns = zip(*(tree.flatten(structure) for structure in structures), strict=True)
+    stacked = [None if column[0] is None else ops.stack(column) for column in columns]
+    return tree.pack_sequence_as(structures[0], stacked)

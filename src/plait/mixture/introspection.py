@@ -1,0 +1,149 @@
+"""What happens inside a mixture: weights, outputs, responsibilities, single experts."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from plait.errors import message
+from plait.experts import copy_of
+from plait.losses import MixtureNLL, MixtureObjective, families
+from plait.losses.families import Family
+from plait.mixture.inputs import select_each
+from plait.mixture.specs import specs_of
+from plait.typing import Nested
+
+if TYPE_CHECKING:
+    from plait.mixture.model import Mixture
+
+_FAMILIES: dict[str, Callable[[bool], Family]] = {
+    "binary_crossentropy": lambda logits: families.Bernoulli(from_logits=logits),
+    "categorical_crossentropy": lambda logits: families.Categorical(from_logits=logits),
+    "mean_squared_error": lambda _: families.Gaussian(scale=0.5**0.5),
+    "mse": lambda _: families.Gaussian(scale=0.5**0.5),
+    "poisson": lambda _: families.get("poisson"),
+    "sparse_categorical_crossentropy": lambda logits: families.Categorical(from_logits=logits),
+}
+
+
+class _Inside(keras.Model):
+    """Predicts what happens inside a mixture, through Keras' own data handling."""
+
+    def __init__(self, mixture: "Mixture", what: str) -> None:
+        super().__init__(autocast=False, name=f"{mixture.name}_{what}")
+        self.mixture = mixture
+        self.what = what
+
+    def call(self, inputs: Nested, mask: Nested = None) -> Nested:
+        if not self.mixture.built:
+            self.mixture(inputs)
+        routing = self.mixture.route(inputs, False, mask)
+        if self.what == "weights":
+            return routing.weights
+        outputs = self.mixture.every_output(routing, inputs, False, mask).outputs
+        routed = len(routing.weights.shape) - 1
+        outputs = tree.map_structure(lambda leaf: ops.moveaxis(leaf, 0, routed), outputs)
+        return outputs if self.what == "outputs" else (routing.weights, outputs)
+
+
+def predict_inside(mixture: "Mixture", what: str, x: Any, batch_size: int | None) -> Any:
+    """Returns the `"weights"`, the `"outputs"` or both (`"parts"`) for data, in batches."""
+    probes = mixture.state.probes
+    if what not in probes:
+        probes[what] = _Inside(mixture, what)
+    return probes[what].predict(x, batch_size=batch_size, verbose=0)
+
+
+def responsibilities(mixture: "Mixture", x: Any, y: Any, batch_size: int | None) -> np.ndarray:
+    """Returns the posterior weights; see `Mixture.responsibilities`."""
+    objective = _posterior_objective(mixture)
+    weights, outputs = predict_inside(mixture, "parts", x, batch_size)
+    if len(tree.flatten(outputs)) > 1:
+        raise ValueError(
+            message(
+                "Responsibilities need experts with one output, whose distribution is known",
+                f"outputs {tree.map_structure(lambda leaf: leaf.shape, outputs)}",
+                "Make a mixture of models that return one of these outputs",
+            )
+        )
+    (outputs,) = tree.flatten(outputs)
+    stacked = ops.moveaxis(ops.convert_to_tensor(outputs), weights.ndim - 1, 0)
+    return ops.convert_to_numpy(objective.responsibilities(y, weights, stacked))
+
+
+def _posterior_objective(mixture: "Mixture") -> MixtureObjective:
+    """Returns the objective that says how the target is distributed around an expert's output."""
+    if mixture.objective is not None:
+        return mixture.objective
+    loss = mixture.loss if mixture.compiled else None
+    if loss is None:
+        received = "a mixture that is not compiled with a loss"
+    else:
+        name = loss if isinstance(loss, str) else getattr(loss, "name", None)
+        name = name or getattr(loss, "__name__", type(loss).__name__)
+        if name in _FAMILIES:
+            config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+            return MixtureNLL(_FAMILIES[name](bool(config.get("from_logits", False))))
+        received = f"a mixture compiled with loss {name!r}"
+    raise ValueError(
+        message(
+            "Responsibilities need a family of distributions",
+            received,
+            "Compile it with plait.losses.MixtureNLL(family)",
+        )
+    )
+
+
+def expert(mixture: "Mixture", i: int) -> keras.Model:
+    """Returns one expert as a Keras model; see `Mixture.expert`."""
+    if not isinstance(i, (int, np.integer)) or not 0 <= i < mixture.num_experts:
+        raise IndexError(
+            message(
+                f"The mixture has experts 0 to {mixture.num_experts - 1}",
+                f"i={i}",
+                "Ask for one of these",
+            )
+        )
+    state = mixture.state
+    if state.ownership == "shared":
+        given = state.given[i]
+        if isinstance(given, keras.Model):
+            return given
+        _check_built(mixture)
+        if i not in state.models:
+            state.models[i] = _as_model(mixture, given, i)
+        return state.models[i]
+    _check_built(mixture)
+    layer = copy_of(state.bank.representative(i))
+    model = layer if isinstance(layer, keras.Model) else _as_model(mixture, layer, i)
+    if not layer.built:
+        layer(_input_specs(mixture, i))
+    for variable, value in zip(layer.variables, state.bank.values(i), strict=True):
+        variable.assign(value)
+    return model
+
+
+def _input_specs(mixture: "Mixture", i: int) -> Nested:
+    state = mixture.state
+    fed = select_each(specs_of(state.input_shape, state.input_dtype), state.selectors)
+    return fed[0 if len(fed) == 1 else i]
+
+
+def _as_model(mixture: "Mixture", layer: keras.layers.Layer, i: int) -> keras.Model:
+    inputs = tree.map_structure(
+        lambda spec: keras.Input(spec.shape[1:], dtype=spec.dtype), _input_specs(mixture, i)
+    )
+    return keras.Model(inputs, layer(inputs), name=layer.name)
+
+
+def _check_built(mixture: "Mixture") -> None:
+    if not mixture.built:
+        raise ValueError(
+            message(
+                "`expert` needs a mixture that is built",
+                f"{mixture.name!r}, which has seen no input yet",
+                "Call it on data once, or call build(input_shape)",
+            )
+        )

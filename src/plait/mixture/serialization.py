@@ -1,0 +1,165 @@
+"""How a mixture is saved: its config, and a table of its experts that a file is checked against."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from plait.compat import is_functional
+from plait.errors import message
+from plait.mixture import inputs
+from plait.typing import Config
+
+if TYPE_CHECKING:
+    from plait.mixture.model import Mixture
+
+_EXPERTS = "experts"
+
+
+def config_of(mixture: "Mixture") -> Config:
+    """Returns the arguments of a mixture's constructor, serialised."""
+    state = mixture.state
+    serialize = keras.saving.serialize_keras_object
+    many = [serialize(expert) for expert in state.given]
+    template = state.ownership == "template"
+    by_caller = isinstance(state.gate, keras.layers.Layer)
+    gate = [float(w) for w in state.gate] if isinstance(state.gate, (list, tuple, np.ndarray)) else state.gate
+    return {
+        "experts": many[0] if template else many,
+        "num_experts": mixture.num_experts if template else None,
+        "gate": serialize(mixture.gate) if by_caller else gate,
+        "router": None if mixture.router is None else serialize(mixture.router),
+        "expert_inputs": inputs.to_config(mixture.expert_inputs),
+        "gate_inputs": inputs.to_config(mixture.gate_inputs),
+        "execution": mixture.execution,
+        "copy_experts": state.ownership == "copied",
+        "shared_layers": _shared_layers(state.given),
+    }
+
+
+def arguments_of(config: Config, custom_objects: Mapping[str, Any] | None) -> Config:
+    """Returns the constructor's arguments from what `config_of` gave."""
+
+    def revive(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        return keras.saving.deserialize_keras_object(entry, custom_objects=custom_objects)
+
+    config = dict(config)
+    shared = config.pop("shared_layers")
+    experts = config["experts"]
+    many = isinstance(experts, (list, tuple))
+    made = [revive(expert) for expert in (experts if many else [experts])]
+    made = _share_layers(made, shared)
+    return {
+        **config,
+        "experts": made if many else made[0],
+        "gate": revive(config["gate"]),
+        "router": revive(config["router"]),
+        "expert_inputs": inputs.from_config(config["expert_inputs"]),
+        "gate_inputs": inputs.from_config(config["gate_inputs"]),
+    }
+
+
+def _shared_layers(experts: list[keras.layers.Layer]) -> list[list[Any]]:
+    """Returns which layers of graphs are layers of an earlier expert too.
+
+    Keras' config of a functional model does not say what it shares with another model.
+
+    Returns:
+        Quadruples: expert, name of its layer, earlier expert, name of the layer there.
+    """
+    owners: dict[int, tuple[int, str]] = {}
+    found = []
+    for position, expert in enumerate(experts):
+        if not _is_graph(expert) or any(expert is other for other in experts[:position]):
+            continue
+        for layer in expert.layers:
+            first = owners.setdefault(id(layer), (position, layer.name))
+            if first[0] != position and layer.variables:
+                found.append([position, layer.name, *first])
+    return found
+
+
+def _share_layers(
+    experts: list[keras.layers.Layer], shared: list[list[Any]]
+) -> list[keras.layers.Layer]:
+    """Returns experts whose layers are one again where `_shared_layers` found them to be."""
+    made = list(experts)
+    for position in sorted({entry[0] for entry in shared}):
+        of_expert = {
+            name: made[earlier].get_layer(there)
+            for expert, name, earlier, there in shared
+            if expert == position
+        }
+
+        def same(layer: keras.layers.Layer, of_expert: dict = of_expert) -> keras.layers.Layer:
+            return of_expert.get(layer.name, layer)
+
+        made[position] = keras.models.clone_model(made[position], clone_function=same)
+    return made
+
+
+def _is_graph(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.Sequential) or is_functional(layer)
+
+
+def save_table(mixture: "Mixture", store: Any) -> None:
+    """Writes names and shapes of the experts, in order."""
+    text = json.dumps(_table(mixture))
+    store[_EXPERTS] = np.frombuffer(text.encode(), "uint8")
+
+
+def check_table(mixture: "Mixture", store: Any) -> None:
+    """Checks a file's experts against a mixture's.
+
+    Raises:
+        ValueError: If their number, order or shapes differ.
+    """
+    if _EXPERTS not in store.keys():  # noqa: SIM118 (an h5 group, not a dict)
+        raise ValueError(
+            message(
+                f"The file must hold the weights of the mixture {mixture.name!r}",
+                "a file without a table of experts",
+                "Load a file that save_weights of a plait.Mixture wrote",
+            )
+        )
+    found = json.loads(np.asarray(store[_EXPERTS]).tobytes().decode())
+    wanted = _table(mixture)
+    if len(found) != len(wanted):
+        raise _mismatch(f"{len(wanted)} experts", f"a file of {len(found)} experts")
+    names, present = [e["name"] for e in found], [e["name"] for e in wanted]
+    if names != present and sorted(names) == sorted(present) and len(set(names)) == len(names):
+        raise _mismatch(f"experts in the order {present}", f"a file with the order {names}")
+    for position, (theirs, ours) in enumerate(zip(found, wanted, strict=True)):
+        if theirs["shapes"] != ours["shapes"]:
+            raise _mismatch(
+                f"expert {position} ({ours['name']!r}) with variables of shapes {ours['shapes']}",
+                f"a file whose expert {position} ({theirs['name']!r}) has {theirs['shapes']}",
+            )
+
+
+def _mismatch(rule: str, received: str) -> ValueError:
+    return ValueError(
+        message(
+            f"The file must hold {rule}",
+            received,
+            "Build the mixture of the same experts, in the same order, as the one that was saved",
+        )
+    )
+
+
+def _table(mixture: "Mixture") -> list[dict[str, Any]]:
+    """Returns name and shapes of each expert."""
+    state = mixture.state
+    given = state.given if state.ownership != "template" else state.given * mixture.num_experts
+    representatives = (state.bank.representative(i) for i in range(mixture.num_experts))
+    return [
+        {
+            "name": expert.name,
+            "shapes": [list(variable.shape) for variable in layer.variables],
+        }
+        for expert, layer in zip(given, representatives, strict=True)
+    ]
