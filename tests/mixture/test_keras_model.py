@@ -327,4 +327,5 @@ def test_numbers_about_an_expert_come_in_batches(data):
     weights = mixture.gate_weights(x).astype("float64")
     joint = weights * (outputs * y[:, None, :]).sum(-1)
     posterior = joint / joint.sum(-1, keepdims=True)
+    mixture.compile("sgd", "categorical_crossentropy")
     np.testing.assert_allclose(mixture.responsibilities(x, y), posterior, atol=1e-5)

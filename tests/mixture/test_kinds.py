@@ -294,8 +294,9 @@ def test_gates_that_do_not_look_at_the_input(gate, learns, rng):
 
 def test_without_a_router_the_output_of_the_gate_is_the_weights_as_it_is(rng):
     x, experts = data(rng), [deep(), deep()]
-    gate = randomize(layers.Dense(2), rng)
-    mixture = plait.Mixture(experts, gate)
+    gate = randomize(layers.Dense(2, name="raw"), rng)
+    with pytest.warns(UserWarning, match="'raw' ends without a softmax and there is no router"):
+        mixture = plait.Mixture(experts, gate)
     np.testing.assert_allclose(mixture.gate_weights(x), as_numpy(gate(x)), atol=1e-6)
     expected = as_numpy(merged(gate(x), [expert(x) for expert in experts]))
     np.testing.assert_allclose(as_numpy(mixture(x)), expected, atol=1e-5)

@@ -13,6 +13,8 @@ import plait
 layers = keras.layers
 D, U = 4, 3
 EXECUTIONS = ["loop", "stacked"]
+# The caller's experts run one by one, or copies of them that the mixture owns run stacked.
+WAYS = {"loop": {"execution": "loop"}, "copies": {"copy_experts": True}}
 every_execution = pytest.mark.parametrize("execution", EXECUTIONS)
 
 
@@ -104,15 +106,15 @@ def recipes(data):
 
 
 @pytest.mark.parametrize("brings", BRINGS)
-@every_execution
-def test_training_moves_everything_as_the_recipe_does(brings, execution, data, recipes):
+@pytest.mark.parametrize("way", WAYS)
+def test_training_moves_everything_as_the_recipe_does(brings, way, data, recipes):
     """Losses of each epoch, trained weights and moving statistics are equal."""
     experts, gate = made(brings), softmax_gate(3)
-    mixture = plait.Mixture(experts, gate, execution=execution)
+    mixture = plait.Mixture(experts, gate, **WAYS[way])
     losses = trained(mixture, *data)
     expected_losses, expected = recipes(brings)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    found = [model.get_weights() for model in [*experts, gate]]
+    found = [model.get_weights() for model in [*map(mixture.expert, range(3)), gate]]
     for left, right in zip(found, expected, strict=True):
         for value, wanted in zip(left, right, strict=True):
             np.testing.assert_allclose(value, wanted, atol=1e-5)

@@ -111,15 +111,16 @@ class ExpertBank:
             Leaves `(e, b, …, u)`, and for each leaf one mask: where it is valid for every expert.
         """
         groups = self.groups(dispatched=False)
-        results = [
-            runner.run_all(
-                _share(inputs, positions),
-                masks and _share(masks, positions),
-                training,
-                None if used is None else ops.stack([used[p] for p in positions]),
-            )
-            for positions, runner in groups
-        ]
+        results = []
+        for positions, runner in groups:
+            guard = used
+            if guard is not None:
+                # A loss belongs to the layer that adds it, in a call of its own: no guard then.
+                traits = self._traits_of(positions, runner, inputs, masks, training)
+                one_by_one = [guard[position] for position in positions]
+                guard = None if traits.adds_losses else ops.stack(one_by_one)
+            fed = _share(inputs, positions), masks and _share(masks, positions)
+            results.append(runner.run_all(*fed, training, guard))
         leaves = zip(*(tree.flatten(result.outputs) for result in results), strict=True)
         order = [position for positions, _ in groups for position in positions]
         joined = [_in_order(column, order) for column in leaves]

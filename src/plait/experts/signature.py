@@ -57,7 +57,7 @@ def signature(expert: keras.layers.Layer) -> Signature | None:
         ]
         if not _is_library_layer(layer):
             pairs += [
-                (f"the attribute {name!r} of {type(layer).__name__} {layer.name!r}", _token(value))
+                (f"the attribute {name!r} of {type(layer).__name__} {number}", _token(value))
                 for name, value in own_attributes(layer)
             ]
     return tuple(pairs)

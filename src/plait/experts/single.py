@@ -62,7 +62,7 @@ class SingleExpert:
             variables[position].assign(value)
         found = [None if mask is None else mask[None] for mask in outcome.masks]
         outputs = tree.map_structure(lambda leaf: leaf[None], outcome.outputs)
-        return Results(outputs, found, outcome.losses)
+        return Results(outputs, found, [])
 
     def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
         """Returns the expert as a group of one; see `ExpertRunner.dispatched`."""

@@ -264,7 +264,7 @@ class Mixture(PartsModel):
         if training:
             forget_gradients(self.state.namesakes)
         fed = self._fed(inputs, mask)
-        if self._may_dispatch(fed, training):
+        if self._may_dispatch(routing, fed, training):
             merged = self._merge_chosen(routing, fed, training)
         else:
             merged = self._merge_every(routing, fed, training)
@@ -297,12 +297,12 @@ class Mixture(PartsModel):
             return Fed(fed, None)
         return Fed(fed, [tree.flatten(part) for part in select_each(mask, chosen)])
 
-    def _may_dispatch(self, fed: Fed, training: bool) -> bool:
+    def _may_dispatch(self, routing: Routing, fed: Fed, training: bool) -> bool:
         """Whether experts run on the rows that chose them alone."""
         state = self.state
         if not state.dispatches or self.needs_parts():
             return False
-        rank = len(state.weights_shape or ()) - 1
+        rank = len(routing.weights.shape) - 1
         rows = fed.inputs if rank == 1 else [as_rows(part, rank) for part in fed.inputs]
         masks = fed.masks if rank == 1 else None
         if not state.bank.couples_rows(rows, masks, training, with_losses=not self.predicts()):
