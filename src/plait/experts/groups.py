@@ -348,9 +348,7 @@ def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
     return ops.stack([one for _, one in sorted(zip(order, slices, strict=True), key=_first)])
 
 
-def _rows(
-    inputs: Sequence[Nested], masks: Sequence[list[Mask]] | None, num_experts: int
-) -> Rows:
+def _rows(inputs: Sequence[Nested], masks: Sequence[list[Mask]] | None, num_experts: int) -> Rows:
     """Returns the distinct inputs, and which of them each expert reads."""
     parts: dict[int, int] = {}
     part_of = [parts.setdefault(id(part), len(parts)) for part in inputs]

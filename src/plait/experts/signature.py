@@ -190,9 +190,7 @@ def _is_library_layer(layer: keras.layers.Layer) -> bool:
 
 
 def _is_tensor(value: object) -> bool:
-    return keras.ops.is_tensor(value) and not isinstance(
-        value, (keras.KerasTensor, keras.Variable)
-    )
+    return keras.ops.is_tensor(value) and not isinstance(value, (keras.KerasTensor, keras.Variable))
 
 
 def _token(value: Any) -> Hashable:

@@ -193,9 +193,7 @@ def _owner_of(variable: keras.Variable, owners: dict[str, _Owner]) -> _Owner:
 class _Making:
     """What a stack is made of; Keras does not look into it."""
 
-    def __init__(
-        self, template: keras.layers.Layer, initial: Callable[[int], Tensor]
-    ) -> None:
+    def __init__(self, template: keras.layers.Layer, initial: Callable[[int], Tensor]) -> None:
         self.template = template
         self.initial = initial
         self.stacked: list[keras.Variable] = []

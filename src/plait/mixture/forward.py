@@ -101,7 +101,9 @@ def _guarded(
     A gradient of zero times an expert's NaN would be NaN.
     """
     num_experts = keep.shape[-1]
-    by_row = ops.any(keep, axis=tuple(range(1, len(keep.shape) - 1))) if len(keep.shape) > 2 else keep
+    by_row = (
+        ops.any(keep, axis=tuple(range(1, len(keep.shape) - 1))) if len(keep.shape) > 2 else keep
+    )
 
     def guard(leaf: Tensor, expert: int) -> Tensor:
         if not is_float(leaf):

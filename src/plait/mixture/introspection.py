@@ -58,16 +58,16 @@ def predict_inside(mixture: "Mixture", what: str, x: Any, batch_size: int | None
 
 def responsibilities(mixture: "Mixture", x: Any, y: Any, batch_size: int | None) -> np.ndarray:
     """Returns the posterior weights; see `Mixture.responsibilities`."""
-    objective = _posterior_objective(mixture)
-    weights, outputs = predict_inside(mixture, "parts", x, batch_size)
-    if len(tree.flatten(outputs)) > 1:
+    if mixture.built and len(tree.flatten(mixture.state.output_specs)) > 1:
         raise ValueError(
             message(
                 "Responsibilities need experts with one output, whose distribution is known",
-                f"outputs {tree.map_structure(lambda leaf: leaf.shape, outputs)}",
+                f"{len(tree.flatten(mixture.state.output_specs))} outputs",
                 "Make a mixture of models that return one of these outputs",
             )
         )
+    objective = _posterior_objective(mixture)
+    weights, outputs = predict_inside(mixture, "parts", x, batch_size)
     (outputs,) = tree.flatten(outputs)
     stacked = ops.moveaxis(ops.convert_to_tensor(outputs), weights.ndim - 1, 0)
     return ops.convert_to_numpy(objective.responsibilities(y, weights, stacked))

@@ -213,7 +213,7 @@ class Mixture(PartsModel):
         state.built_bank, owned = make_experts(
             state, self.num_experts, fed if rows is None else rows, self.execution
         )
-        outputs = self._output_specs(fed, scores)
+        outputs = state.output_specs = self._output_specs(fed, scores)
         check_rank_rule(weights_shape, outputs)
         self.owned_experts = owned
         by_path = defaultdict(list)
@@ -226,6 +226,23 @@ class Mixture(PartsModel):
     def weights_shape(self) -> Shape | None:
         """Returns the shape of the mixing weights, `(b, …, e)`, or `None` before it is known."""
         return self.state.weights_shape
+
+    def attach_objective(self) -> None:
+        """Creates the objective's variables; see `PartsModel.attach_objective`.
+
+        Raises:
+            ValueError: If the experts have several outputs, of which an objective takes one.
+        """
+        outputs = self.state.output_specs
+        if self.objective is not None and len(tree.flatten(outputs)) > 1:
+            raise ValueError(
+                message(
+                    f"{type(self.objective).__name__} takes experts with one output",
+                    f"outputs {tree.map_structure(lambda spec: str(tuple(spec.shape)), outputs)}",
+                    "Make a mixture of models that return one of them, or compile Keras losses",
+                )
+            )
+        super().attach_objective()
 
     def _row_specs(self, fed: list[Nested], weights_shape: Shape) -> list[Nested] | None:
         """Returns the specs of one row each, or `None` where experts cannot run row by row."""
@@ -346,7 +363,9 @@ class Mixture(PartsModel):
         """Runs each expert on the rows that chose it, and merges."""
         rank = len(routing.weights.shape) - 1
         assert self.router is not None  # without a router nothing is dispatched
-        rows = np.prod(ops.shape(routing.weights)[:-1]) if rank > 1 else ops.shape(routing.weights)[0]
+        rows = (
+            np.prod(ops.shape(routing.weights)[:-1]) if rank > 1 else ops.shape(routing.weights)[0]
+        )
         capacity = self.router.capacity(rows, self.num_experts)
         weights, indices, outputs, masks = run_chosen(
             self.state.bank,

@@ -21,21 +21,24 @@ _EXPERTS = "experts"
 def config_of(mixture: "Mixture") -> Config:
     """Returns the arguments of a mixture's constructor, serialised."""
     state = mixture.state
-    serialize = keras.saving.serialize_keras_object
-    many = [serialize(expert) for expert in state.given]
+    many = [_serialized(expert) for expert in state.given]
     template = state.ownership == "template"
-    by_caller = isinstance(state.gate, keras.layers.Layer)
-    gate = [float(w) for w in state.gate] if isinstance(state.gate, (list, tuple, np.ndarray)) else state.gate
+    gate = state.gate
+    if isinstance(gate, keras.layers.Layer):
+        gate = _serialized(gate)
+    elif isinstance(gate, (list, tuple, np.ndarray)):
+        gate = [float(weight) for weight in gate]
+    router = keras.saving.serialize_keras_object(mixture.router)
     return {
         "experts": many[0] if template else many,
         "num_experts": mixture.num_experts if template else None,
-        "gate": serialize(mixture.gate) if by_caller else gate,
-        "router": None if mixture.router is None else serialize(mixture.router),
+        "gate": gate,
+        "router": router,
         "expert_inputs": inputs.to_config(mixture.expert_inputs),
         "gate_inputs": inputs.to_config(mixture.gate_inputs),
         "execution": mixture.execution,
         "copy_experts": state.ownership == "copied",
-        "shared_layers": _shared_layers(state.given),
+        "shared_layers": _shared_layers([*state.given, mixture.gate]),
     }
 
 
@@ -51,16 +54,33 @@ def arguments_of(config: Config, custom_objects: Mapping[str, Any] | None) -> Co
     shared = config.pop("shared_layers")
     experts = config["experts"]
     many = isinstance(experts, (list, tuple))
-    made = [revive(expert) for expert in (experts if many else [experts])]
-    made = _share_layers(made, shared)
+    parts = [*(experts if many else [experts]), config["gate"]]
+    *made, gate = _share_layers([revive(part) for part in parts], shared)
     return {
         **config,
         "experts": made if many else made[0],
-        "gate": revive(config["gate"]),
+        "gate": gate,
         "router": revive(config["router"]),
         "expert_inputs": inputs.from_config(config["expert_inputs"]),
         "gate_inputs": inputs.from_config(config["gate_inputs"]),
     }
+
+
+def _serialized(layer: keras.layers.Layer) -> Config:
+    """Returns a layer's config, marked as one object where a file holds it more than once.
+
+    Keras marks an object from the second time on that it is serialised, hence twice. Layers inside
+    a graph are not marked: a layer that is shared by two graphs would be taken out of the first.
+    """
+    keras.saving.serialize_keras_object(layer)
+    config = keras.saving.serialize_keras_object(layer)
+    return {**config, "config": _unmarked(config["config"])} if _is_graph(layer) else config
+
+
+def _unmarked(config: Any) -> Config | list[Any] | Any:
+    if isinstance(config, dict):
+        return {k: _unmarked(v) for k, v in config.items() if k != "shared_object_id"}
+    return [_unmarked(item) for item in config] if isinstance(config, list) else config
 
 
 def _shared_layers(experts: list[keras.layers.Layer]) -> list[list[Any]]:

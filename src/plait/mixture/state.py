@@ -27,6 +27,7 @@ class MixtureState:
         input_shape: Structure of the input's shapes, once built.
         input_dtype: Structure of its dtypes, where known.
         weights_shape: Shape of the mixing weights, `(b, …, e)`, once built.
+        output_specs: Symbolic outputs of one expert, once built.
         dispatches: Whether experts run only on the rows that chose them.
         built_bank: The experts' bank, once built.
         namesakes: Lists of variables that share a path, once built.
@@ -43,6 +44,7 @@ class MixtureState:
     input_shape: Shapes | None = None
     input_dtype: Nested = None
     weights_shape: Shape | None = None
+    output_specs: Nested = None
     dispatches: bool = False
     built_bank: ExpertBank | None = None
     namesakes: list[list[keras.Variable]] = dataclasses.field(default_factory=list)

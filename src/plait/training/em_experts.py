@@ -68,7 +68,12 @@ class LinearExperts:
         self.biases = [dense.use_bias for dense in denses]
         self.designs = self._designs(x)
         self.coefficients = [
-            np.concatenate([np.atleast_2d(np.asarray(ops.convert_to_numpy(value), "float64")) for value in values])
+            np.concatenate(
+                [
+                    np.atleast_2d(np.asarray(ops.convert_to_numpy(value), "float64"))
+                    for value in values
+                ]
+            )
             for values in map(mixture.state.bank.values, range(mixture.num_experts))
         ]
         self.target = family.target(y, self.coefficients[0].shape[1])

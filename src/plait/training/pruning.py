@@ -12,9 +12,9 @@ from plait.mixture import Mixture
 from plait.mixture.gates import GateSpec
 
 
-
 def _is_graph(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.Sequential) or is_functional(layer)
+
 
 # What may stand between the layer that scores the experts and the end of a gate.
 _AFTER_SCORES = (keras.layers.Activation, keras.layers.Softmax)

@@ -14,9 +14,9 @@ from plait.experts import copy_of
 from plait.mixture import Mixture
 
 
-
 def _is_graph(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.Sequential) or is_functional(layer)
+
 
 Spec: type[Any] = keras.KerasTensor
 

@@ -259,7 +259,10 @@ def _run_batch(function, variables, rows, batch, loads, first):
     fed = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in rows]
     numbers = torch.arange(batch.num_experts, device=rows[0].device)
     values = vectorized_map_with(
-        vectorize, lambda one, _: function(one[0], one[1], segment), (list(variables), fed, numbers), None
+        vectorize,
+        lambda one, _: function(one[0], one[1], segment),
+        (list(variables), fed, numbers),
+        None,
     )
     return [value.flatten(0, 1) for value in values]
 
