@@ -11,9 +11,9 @@ from keras import ops, tree
 from plait.compat import flat_layers, trainable_flags
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.runner import ExpertRunner, Results, Rows
+from plait.experts.seeds import Seeds
 from plait.experts.signature import alike
 from plait.experts.single import SingleExpert
-from plait.experts.seeds import Seeds
 from plait.experts.stacked import StackedRunner
 from plait.experts.traits import Traits, traits_of
 from plait.experts.variables import SharedVariables
@@ -21,7 +21,6 @@ from plait.ops import backend
 from plait.ops.combine import combine_masks
 from plait.ops.dispatch import apply_groups
 from plait.typing import Mask, Nested, Tensor
-
 
 Item = TypeVar("Item")
 

@@ -57,11 +57,12 @@ class StackedRunner:
         mapped, shared = self.seeds.split(values)
         each = len(inputs) > 1
         fed = (_stack(inputs), _stack(masks) if masks else None) if each else None
-        common = None if each else (inputs[0], masks[0] if masks else None)
+        common = (inputs[0], masks[0] if masks else None)
 
-        def run(one: tuple[list[Tensor], Nested]) -> tuple[Nested, ...]:
+        def run(one: Nested) -> Nested:
             own = self.seeds.join(one[0], shared)
-            outcome = call_with(self.layer, self.own, own, *(one[1] or common), training)
+            inputs, masks = one[1] if each else common
+            outcome = call_with(self.layer, self.own, own, inputs, masks, training)
             updates = {str(position): value for position, value in outcome.updates.items()}
             return outcome.outputs, outcome.masks, updates, outcome.losses
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from plait.errors import message
 from plait.compat import flat_layers
+from plait.errors import message
 from plait.ops.balance import expert_load, load_balance
 from plait.ops.combine import merge_chosen
 from plait.ops.dispatch import apply_experts

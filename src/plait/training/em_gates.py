@@ -95,7 +95,7 @@ class LinearScores:
         self.coefficients = np.concatenate(values)
 
     def _design(self, x: Any) -> Array:
-        part = tree.flatten(self.mixture._gate_part(x))
+        part = tree.flatten(self.mixture.gate_part(x))
         flat = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in part]
         return with_intercept(np.concatenate(flat, axis=1), self.dense.use_bias)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import keras
 from keras import ops
 
-from plait.errors import message
 from plait.compat import is_functional, refresh_adapted
+from plait.errors import message
 from plait.experts import copy_of
 from plait.mixture import Mixture
 from plait.mixture.gates import GateSpec

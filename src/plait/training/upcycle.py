@@ -8,8 +8,8 @@ import numpy as np
 from keras import tree
 
 from plait import routers
-from plait.errors import choose_from, message
 from plait.compat import is_functional, refresh_adapted
+from plait.errors import choose_from, message
 from plait.experts import copy_of
 from plait.mixture import Mixture
 

@@ -186,7 +186,8 @@ def map_choices(groups, leaves, choices):
         for leaf in leaves
     ]
     sizes = [batch.num_rows for batch in placed]
-    rows = zip(*(leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows), strict=True)
+    split = [leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows]
+    fed = zip(*split, strict=True)
     results = []
     for (group, (first, last)), of_group in zip(_ranges(groups), found, strict=True):
         parts = _parts(of_group, group.num_experts)
@@ -194,7 +195,7 @@ def map_choices(groups, leaves, choices):
         for number, batch in enumerate(of_group):
             variables = pieces[2 * number + 1] if pieces else []
             results.append(
-                _run_batch(group.function, variables, next(rows), batch, loads[first:last], first)
+                _run_batch(group.function, variables, next(fed), batch, loads[first:last], first)
             )
     outputs = []
     for values in zip(*results, strict=True):
