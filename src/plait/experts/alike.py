@@ -7,8 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-# The class that `keras.Model(inputs, outputs)` makes has no public name of its own.
-Functional: type[Any] = type(keras.Model(*[keras.Input((1,))] * 2))
+# The class that `keras.Model(inputs, outputs)` makes has no public name of its own. A layer stands
+# between the two, since Keras before 3.14 refuses a model whose input is its output.
+_INPUT = keras.Input((1,))
+Functional: type[Any] = type(keras.Model(_INPUT, keras.layers.Identity(name="same")(_INPUT)))
 
 # A name says nothing about what a layer computes. Initialisers and seeds have done their work
 # once the variables exist; shared object ids number the objects of one file.
