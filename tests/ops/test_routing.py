@@ -80,7 +80,8 @@ EXTREMES = hnp.arrays(
     "float32",
     (2, 5),
     elements=st.one_of(
-        st.floats(width=32, allow_nan=False), st.sampled_from([0.0, -0.0, 3e38, -3e38, 1e-45])
+        st.floats(width=32, allow_nan=False),
+        st.sampled_from([float(np.float32(x)) for x in (0.0, -0.0, 3e38, -3e38, 1e-45)]),
     ),
 )
 

@@ -152,7 +152,12 @@ class _Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return tree.map_structure(lambda leaf: np.asarray(leaf[rows]), self.arrays)
+
+        def batch(leaf: Any) -> Any:  # what Keras does with arrays, it leaves to a PyDataset
+            part = np.asarray(leaf[rows])
+            return part.astype(keras.config.floatx()) if part.dtype == "float64" else part
+
+        return tree.map_structure(batch, self.arrays)
 
     def on_epoch_end(self) -> None:
         if self.shuffle:
