@@ -276,7 +276,7 @@ class SharedBank(ExpertBank):
             return self.placed
         if self.execution == "auto" and not dispatched:
             sizes = [math.prod(variable.shape) for variable in self.experts[0].variables]
-            if not backend.stacking_pays(sum(sizes)):
+            if not backend.stacking_pays(sum(sizes), self.num_experts):
                 return self.placed
         return self.stacked()
 

@@ -34,13 +34,16 @@ SHAPE_ERRORS = (TypeError, ValueError, IndexError, RuntimeError)
 draws_like_loops = False
 
 
-def stacking_pays(num_values):
+def stacking_pays(num_values, num_experts):
     """Whether a call that stacks the values of all experts beats one call per expert.
 
     Args:
         num_values: How many numbers the variables of one expert hold.
+        num_experts: How many experts there are.
     """
-    return num_values < 200_000
+    # A vectorised call costs what three calls of Keras layers cost; copying large experts into one
+    # tensor costs more than it saves.
+    return num_experts > 3 and num_values < 100_000
 
 
 def refuses(error):
