@@ -11,7 +11,7 @@ from keras import ops, tree
 from plait.compat import flat_layers, trainable_flags
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.runner import ExpertRunner, Results, Rows
-from plait.experts.seeds import Seeds
+from plait.experts.seeds import draws
 from plait.experts.signature import alike
 from plait.experts.single import SingleExpert
 from plait.experts.stacked import StackedRunner
@@ -307,7 +307,7 @@ class SharedBank(ExpertBank):
         random numbers than single calls do, except on JAX.
         """
         expert = self.experts[position]
-        if Seeds(expert.variables).positions and not backend.draws_like_loops:
+        if draws(expert) and not backend.draws_like_loops:
             return "it draws random numbers"
         inputs = [self.inputs[0 if len(self.inputs) == 1 else position]]
         runner = self.placed[position].runner

@@ -31,7 +31,7 @@ from plait.mixture.inputs import Selector, select, select_each, selectors
 from plait.mixture.objective import PartsModel
 from plait.mixture.specs import as_rows, specs_of
 from plait.mixture.state import MixtureState
-from plait.ops.backend import compiles, forget_gradients, outside_of_graphs
+from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.combine import merge_chosen, merge_stacked
 from plait.ops.routing import Routing
 from plait.ops.shapes import map_shapes
@@ -193,8 +193,6 @@ class Mixture(PartsModel):
         """Returns the merged output."""
         training = bool(training)
         routing = self.route(inputs, training, mask)
-        if training:
-            forget_gradients(self.state.namesakes)
         fed = self._fed(inputs, mask)
         if self._may_dispatch(routing, fed, training):
             merged = self._merge_chosen(routing, fed, training)
@@ -202,6 +200,8 @@ class Mixture(PartsModel):
             merged = self._merge_every(routing, fed, training)
         for loss in merged.losses:
             self.add_loss(loss)
+        if training:
+            clear_gradients(self.state.namesakes, tree.flatten(merged.outputs)[0])
         return merged.outputs
 
     def route(self, inputs: Nested, training: bool, mask: Nested) -> Routing:

@@ -11,8 +11,8 @@ from plait.ops.backend.common import by_sorted_rows, inside, is_float, numbered,
 
 __all__ = [
     "SHAPE_ERRORS",
+    "clear_gradients",
     "draws_like_loops",
-    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -130,7 +130,7 @@ def _take_rows_backward(inverse, gradient):
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
-def forget_gradients(groups):
+def clear_gradients(groups, output):
     """Does nothing: gradients are not kept with the variables."""
 
 

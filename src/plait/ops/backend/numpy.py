@@ -8,8 +8,8 @@ from plait.ops.backend.common import by_sorted_rows, numbered
 
 __all__ = [
     "SHAPE_ERRORS",
+    "clear_gradients",
     "draws_like_loops",
-    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -63,7 +63,7 @@ def take_rows(tensor, index, inverse):
     return np.concatenate([tensor, zero])[index]
 
 
-def forget_gradients(groups):
+def clear_gradients(groups, output):
     """Does nothing: gradients are not kept with the variables."""
 
 

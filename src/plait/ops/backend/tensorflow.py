@@ -8,8 +8,8 @@ from plait.ops.backend.common import by_sorted_rows, is_float, numbered, partiti
 
 __all__ = [
     "SHAPE_ERRORS",
+    "clear_gradients",
     "draws_like_loops",
-    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -107,7 +107,7 @@ def _take(tensor, index):
     return tf.gather(padded, index)
 
 
-def forget_gradients(groups):
+def clear_gradients(groups, output):
     """Does nothing: gradients are not kept with the variables."""
 
 
