@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "plait"
 
 FLOORS = [
-    {"default_backend", "errors", "ops"},
+    {"default_backend", "errors", "ops", "typing"},
     {"losses", "metrics", "routers"},
     {"experts", "layers"},
     {"mixture"},
