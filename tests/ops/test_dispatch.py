@@ -302,7 +302,7 @@ def test_each_call_has_its_own_segment(path):
         40,
     )
     numbers = [set(part.tolist()) for part in ops.convert_to_numpy(seen).reshape(3, 40)]
-    shared = path in ("together", "buffers") and not backend.maps_seeds
+    shared = path != "one by one" and not backend.maps_seeds
     assert len(set.union(*numbers)) == (1 if shared else sum(len(group) for group in numbers))
 
 

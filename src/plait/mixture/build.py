@@ -115,6 +115,8 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
     weights_shape = state.weights_shape = tuple(scores.shape)
     if mixture.router is not None and not mixture.router.built:
         mixture.router.build(weights_shape)
+    if mixture.router is not None:
+        mixture.router.report_as(mixture.name)
     fed = select_each(inputs, state.selectors)
     rows = _row_specs(mixture, fed, weights_shape) if sparse else None
     state.dispatches = rows is not None
