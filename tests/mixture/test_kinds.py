@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from tests.experts.templates import Subclassed
-from tests.recipes import as_numpy, gate_weights, merged, randomize
+from tests.recipes import as_numpy, gate_weights, merged, randomize, top_1
 
 import plait
 
@@ -373,7 +373,7 @@ def test_experts_that_drop_what_overflows_run_in_one_call(recwarn, rng):
     assert not [w for w in recwarn if "one after another" in str(w.message)]
 
 
-@pytest.mark.parametrize("router", ["softmax", plait.routers.TopK(1)], ids=["dense", "sparse"])
+@pytest.mark.parametrize("router", ["softmax", top_1()], ids=["dense", "sparse"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_alike_experts_may_have_no_variables(execution, router, rng):
     experts = [layers.Activation("tanh") for _ in range(3)]

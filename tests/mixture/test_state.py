@@ -309,10 +309,9 @@ def test_a_mask_of_the_input_reaches_the_experts(execution, router, gate, rng):
     mixture = plait.Mixture(experts, gate, router=router, **WAYS[execution])
     ids = keras.Input((5,), dtype="int32")
     model = keras.Model(ids, mixture(embedding(ids)))
-    experts = [mixture.expert(i).layers[-1] for i in range(3)]
-    alone = keras.Model(ids, [expert(embedding(ids)) for expert in experts])
+    alone = [as_numpy(mixture.expert(i).layers[-1](embedding(IDS))) for i in range(3)]
     weights = mixture.gate_weights(as_numpy(embedding.embeddings.value)[IDS])
-    expected = np.einsum("be,ebu->bu", weights, np.stack(alone.predict(IDS, verbose=0)))
+    expected = np.einsum("be,ebu->bu", weights, np.stack(alone))
     np.testing.assert_allclose(model.predict(IDS, verbose=0), expected, atol=1e-5)
     unmasked = mixture(as_numpy(embedding.embeddings.value)[IDS])
     assert np.abs(as_numpy(unmasked) - expected).max() > 1e-4
