@@ -144,6 +144,23 @@ def test_trains_saves_and_loads(rng, tmp_path):
     )
 
 
+def test_without_a_router_the_gate_gives_the_weights(rng):
+    """As in `Mixture(router=None)`: its output sums to one, and so the function is kept."""
+    new = plait.training.upcycle(residual(rng), "feed_forward", 3).model
+    mixture = new.get_layer("feed_forward")
+    assert mixture.router is None
+    x = rng.normal(size=(2, 4, 3)).astype("float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(mixture.gate(x)), mixture.gate_weights(x))
+    np.testing.assert_allclose(mixture.gate_weights(x).sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_a_router_of_probabilities_gets_probabilities(rng):
+    router = plait.routers.TopK(2, from_logits=False)
+    new, difference = plait.training.upcycle(residual(rng), "feed_forward", 3, router)
+    assert difference < 1e-5
+    assert new.get_layer("feed_forward").router is not router
+
+
 def test_steps_of_a_block_are_routed_one_by_one(rng):
     new = plait.training.upcycle(residual(rng), "feed_forward", 3, "top_k").model
     assert new.get_layer("feed_forward").weights_shape() == (None, 4, 3)
