@@ -4,15 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 BACKENDS := jax torch tensorflow
+# The ends of the declared range. pyenv finds its own by PYENV_VERSION; others do without.
+PYTHON_lowest ?= PYENV_VERSION=3.11 python3.11
+PYTHON_newest ?= PYENV_VERSION=3.13 python3.13
+EXTRAS_lowest := jax,torch,tensorflow,cli,test
+EXTRAS_newest := jax,tensorflow,hub,cli,test
+RANGE := test-lowest-jax test-lowest-tensorflow test-newest-jax
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 # Backends greet with pages of log; what they say about errors still shows.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # Tests compile many small programs once: XLA's optimiser takes longer than what it saves.
-test-jax check: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+test-jax check $(filter %-jax,$(RANGE)): export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo test check lint bench bench-gpu clean
+.PHONY: demo test test-range check lint bench bench-gpu clean
 
 demo: $(VENV)/.demo
 	KERAS_BACKEND=jax $(BIN)/plait fit data/vowel/train.csv --target vowel --test data/vowel/test.csv \
@@ -20,8 +26,16 @@ demo: $(VENV)/.demo
 
 test: lint $(addprefix test-,$(BACKENDS))
 
-test-%: $(VENV)/.dev
+$(BACKENDS:%=test-%): test-%: $(VENV)/.dev
 	KERAS_BACKEND=$* $(PYTEST)
+
+test-range: $(RANGE)
+
+$(filter test-lowest-%,$(RANGE)): test-lowest-%: .venv-lowest/.test
+	KERAS_BACKEND=$* .venv-lowest/bin/python -m pytest -n $(WORKERS) -m "not slow"
+
+$(filter test-newest-%,$(RANGE)): test-newest-%: .venv-newest/.test
+	KERAS_BACKEND=$* .venv-newest/bin/python -m pytest -n $(WORKERS) -m "not slow"
 
 check: lint
 	KERAS_BACKEND=jax $(PYTEST) -m "not slow"
@@ -39,7 +53,7 @@ bench-gpu:
 	$(PYTHON) -m benchmarks --device gpu --dtype float32 bfloat16
 
 clean:
-	rm -rf $(VENV) demo/model.keras demo/report.html
+	rm -rf $(VENV) .venv-lowest .venv-newest demo/model.keras demo/report.html
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
@@ -53,3 +67,9 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[jax,torch,tensorflow,hub,dev]'
 	touch $@ $(VENV)/.demo
+
+.venv-lowest/.test .venv-newest/.test: .venv-%/.test: pyproject.toml constraints-%.txt
+	$(PYTHON_$*) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-$*.txt \
+		-e '.[$(EXTRAS_$*)]'
+	touch $@

@@ -11,7 +11,10 @@ def double():
     if keras.backend.backend() == "jax":
         import jax
 
-        with jax.enable_x64(True):
+        jax.config.update("jax_enable_x64", True)
+        try:
             yield
+        finally:
+            jax.config.update("jax_enable_x64", False)
     else:
         yield

@@ -1,9 +1,13 @@
-"""What a mixture must equal, in Keras alone: the formula written out, without plait."""
+"""What a mixture must equal, in Keras alone: the formula written out; and helpers of tests."""
+
+import warnings
 
 import keras
 import numpy as np
 from keras import ops
 from tests.gradients import value_and_gradients
+
+import plait
 
 __all__ = [
     "as_numpy",
@@ -13,6 +17,7 @@ __all__ = [
     "mixture_gradients",
     "randomize",
     "recipe",
+    "top_1",
 ]
 
 
@@ -38,6 +43,13 @@ def gate_weights(scores, k=None):
         largest = ops.max(ops.top_k(scores, k)[0][..., -1:], axis=-1, keepdims=True)
         scores = ops.where(scores >= largest, scores, ops.full_like(scores, -1e9))
     return ops.softmax(scores, axis=-1)
+
+
+def top_1(**options):
+    """A router that keeps one expert with weight one; that its gate learns nothing is warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return plait.routers.TopK(1, renormalize=True, **options)
 
 
 def merged(weights, outputs):

@@ -18,6 +18,8 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_print_what_they_say(name):
+    if name == "plait.interop.keras_hub":
+        pytest.importorskip("keras_hub")  # it needs a newer Keras than plait does
     module = importlib.import_module(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0

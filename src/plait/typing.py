@@ -5,7 +5,6 @@ converts: arrays, numbers, lists of numbers. `Tensor` is therefore `Any` to a ty
 word to its reader.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -16,7 +15,7 @@ Tensor: TypeAlias = Any
 Mask: TypeAlias = Tensor | None
 """A tensor of bool, true where a row or step counts; `None` where all do."""
 
-Nested: TypeAlias = Tensor | Mapping[str, Any] | Sequence[Any]
+Nested: TypeAlias = Any
 """A tensor, or a dict, list or tuple of them, to any depth."""
 
 Shape: TypeAlias = tuple[int | None, ...]
@@ -28,7 +27,7 @@ Dtype: TypeAlias = str | keras.DTypePolicy
 Count: TypeAlias = int | Tensor
 """An integer, or an integer tensor where it is known at run time only."""
 
-Shapes: TypeAlias = Shape | Mapping[str, Any] | Sequence[Any]
+Shapes: TypeAlias = Any
 """A shape, or a dict, list or tuple of them, to any depth."""
 
 Config: TypeAlias = dict[str, Any]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 from tests.gradients import value_and_gradients
-from tests.recipes import as_numpy, gradients, mixture_gradients, randomize, recipe
+from tests.recipes import as_numpy, gradients, mixture_gradients, randomize, recipe, top_1
 
 import plait
 from plait.routers import TopK
@@ -64,7 +64,7 @@ def test_all_examples_on_one_expert_are_all_served(execution, kind, factor, rng)
     gate.layers[-1].bias.assign([0.0, 0.0, 50.0, 0.0])
     x = rng.normal(size=(9, D)).astype("float32")
     mixture = plait.Mixture(
-        experts, gate, router=TopK(1, capacity_factor=factor), execution=execution
+        experts, gate, router=top_1(capacity_factor=factor), execution=execution
     )
     np.testing.assert_allclose(as_numpy(mixture(x)), as_numpy(experts[2](x)), atol=1e-5)
 
@@ -143,7 +143,7 @@ def test_an_expert_never_sees_a_row_that_did_not_choose_it(steps, execution, tra
     chosen = rng.integers(0, 3, (8, *steps))  # nobody chooses the last expert
     x = rng.normal(size=(8, *steps, D)).astype("float32")
     x[..., 0] = chosen
-    mixture = plait.Mixture(experts, ByFirstFeature(4), router=TopK(1), execution=execution)
+    mixture = plait.Mixture(experts, ByFirstFeature(4), router=top_1(), execution=execution)
     mixture(x)  # builds
     np.testing.assert_allclose(as_numpy(mixture(x, training=training)), x, atol=1e-5)
     _, (gradient,) = value_and_gradients(
@@ -189,14 +189,14 @@ def test_what_overflows_a_capacity_is_dropped_by_priority_and_counted(rng):
     experts, gate = alike(rng, 2), linear_gate(rng, 2)
     gate.layers[-1].bias.assign([50.0, 0.0])
     x = rng.normal(size=(8, D)).astype("float32")
-    mixture = plait.Mixture(experts, gate, router=TopK(1, capacity_factor=1.0, name="router"))
+    mixture = plait.Mixture(experts, gate, router=top_1(capacity_factor=1.0, name="router"))
     found = as_numpy(mixture(x))
     kept = (np.abs(found) > 0).any(-1)
     assert kept.sum() == 4  # ⌈1.0 · 8 · 1 / 2⌉
     np.testing.assert_allclose(found[kept], as_numpy(experts[0](x))[kept], atol=1e-5)
     mixture.compile("sgd", "mse")
     history = mixture.fit(x, np.zeros((8, U), "float32"), batch_size=8, verbose=0)
-    np.testing.assert_allclose(history.history["router_dropped"], [0.5], rtol=1e-5)
+    np.testing.assert_allclose(history.history[f"{mixture.name}_dropped"], [0.5], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sparsemax", "entmax15"])
@@ -219,7 +219,7 @@ def test_image_experts_are_chosen_per_image(rng):
     experts = [image_net() for _ in range(3)]
     gate = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
     x = rng.normal(size=(5, 6, 6, 1)).astype("float32")
-    mixture = plait.Mixture(experts, gate, router=TopK(1))
+    mixture = plait.Mixture(experts, gate, router=top_1())
     expected = numpy_mixture(experts, gate, x, 1)
     np.testing.assert_allclose(mixture.predict(x, verbose=0), expected, atol=1e-5)
 

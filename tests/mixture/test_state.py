@@ -12,10 +12,9 @@ import plait
 
 layers = keras.layers
 D, U = 4, 3
-EXECUTIONS = ["loop", "stacked"]
 # The caller's experts run one by one, or copies of them that the mixture owns run stacked.
 WAYS = {"loop": {"execution": "loop"}, "copies": {"copy_experts": True}}
-every_execution = pytest.mark.parametrize("execution", EXECUTIONS)
+every_execution = pytest.mark.parametrize("execution", WAYS)
 
 
 def softmax_gate(count, seed=5):
@@ -106,11 +105,11 @@ def recipes(data):
 
 
 @pytest.mark.parametrize("brings", BRINGS)
-@pytest.mark.parametrize("way", WAYS)
-def test_training_moves_everything_as_the_recipe_does(brings, way, data, recipes):
+@every_execution
+def test_training_moves_everything_as_the_recipe_does(brings, execution, data, recipes):
     """Losses of each epoch, trained weights and moving statistics are equal."""
     experts, gate = made(brings), softmax_gate(3)
-    mixture = plait.Mixture(experts, gate, **WAYS[way])
+    mixture = plait.Mixture(experts, gate, **WAYS[execution])
     losses = trained(mixture, *data)
     expected_losses, expected = recipes(brings)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
@@ -162,7 +161,7 @@ def test_regularisation_of_frozen_experts_still_counts(execution):
     alone = sum(float(as_numpy(loss)) for expert in experts for loss in expert.losses)
     for expert in experts:
         expert.trainable = False
-    mixture = plait.Mixture(experts, softmax_gate(3), execution=execution)
+    mixture = plait.Mixture(experts, softmax_gate(3), **WAYS[execution])
     counted = sum(float(as_numpy(loss)) for expert in experts for loss in expert.losses)
     found = sum(float(as_numpy(loss)) for loss in mixture.losses)
     np.testing.assert_allclose(found, counted, rtol=1e-5)
@@ -175,7 +174,7 @@ def test_batch_norm_uses_moving_statistics_at_inference_and_leaves_them(executio
     experts, gate = made("batch norm"), softmax_gate(3)
     before = [expert.get_weights() for expert in experts]
     expected = as_numpy(merged(gate(x), [expert(x, training=False) for expert in experts]))
-    mixture = plait.Mixture(experts, gate, execution=execution)
+    mixture = plait.Mixture(experts, gate, **WAYS[execution])
     np.testing.assert_allclose(mixture.predict(x, verbose=0), expected, atol=1e-5)
     for i in range(3):
         for old, new in zip(before[i], mixture.expert(i).get_weights(), strict=True):
@@ -197,9 +196,7 @@ def test_dropout_differs_per_expert_per_call_and_stops_at_inference(source, rout
     count = None if source == "list" else 2
     if router:
         router = plait.routers.TopK(2)
-    mixture = plait.Mixture(
-        experts, "uniform", num_experts=count, router=router, execution=execution
-    )
+    mixture = plait.Mixture(experts, "uniform", num_experts=count, router=router, **WAYS[execution])
     first = as_numpy(mixture(x, training=True))
     # Each expert gives 0 or 2: where they agree always, they draw the same numbers.
     values, counts = np.unique(np.round(first, 3), return_counts=True)
@@ -218,7 +215,7 @@ def test_dropout_draws_anew_under_a_sparse_router_where_experts_read_different_i
         "uniform",
         router=plait.routers.TopK(2),
         expert_inputs=["a", "b"],
-        execution=execution,
+        **WAYS[execution],
     )
     first, second = (as_numpy(mixture(x, training=True)) for _ in range(2))
     assert set(np.unique(first)) == {0.0, 1.0, 2.0}
@@ -261,7 +258,7 @@ def test_dropout_draws_anew_in_each_step_of_fit(execution):
         return keras.Sequential([keras.Input((200,)), layers.Dropout(0.5), dense])
 
     experts = [net(), net()]
-    mixture = plait.Mixture(experts, "constant", execution=execution)
+    mixture = plait.Mixture(experts, "constant", **WAYS[execution])
     mixture.compile(keras.optimizers.SGD(0.0), "mse")
     x, y = np.ones((4, 200), "float32"), np.zeros((4, 1), "float32")
     losses = mixture.fit(x, y, batch_size=4, epochs=4, verbose=0).history["loss"]
@@ -294,7 +291,7 @@ class MaskSeen(layers.Layer):
 
 @every_execution
 def test_a_mask_made_inside_the_experts_leaves_the_mixture(execution):
-    mixture = plait.Mixture([masked_expert(), masked_expert()], "uniform", execution=execution)
+    mixture = plait.Mixture([masked_expert(), masked_expert()], "uniform", **WAYS[execution])
     ids = keras.Input((5,), dtype="int32")
     model = keras.Model(ids, MaskSeen()(mixture(ids)))
     np.testing.assert_array_equal(model.predict(IDS, verbose=0), IDS != 0)
@@ -309,9 +306,10 @@ def test_a_mask_of_the_input_reaches_the_experts(execution, router, gate, rng):
     experts = [layers.LSTM(U, bias_initializer="glorot_uniform") for _ in "abc"]
     if router:
         router = plait.routers.TopK(3)
-    mixture = plait.Mixture(experts, gate, router=router, execution=execution)
+    mixture = plait.Mixture(experts, gate, router=router, **WAYS[execution])
     ids = keras.Input((5,), dtype="int32")
     model = keras.Model(ids, mixture(embedding(ids)))
+    experts = [mixture.expert(i).layers[-1] for i in range(3)]
     alone = keras.Model(ids, [expert(embedding(ids)) for expert in experts])
     weights = mixture.gate_weights(as_numpy(embedding.embeddings.value)[IDS])
     expected = np.einsum("be,ebu->bu", weights, np.stack(alone.predict(IDS, verbose=0)))
@@ -350,7 +348,7 @@ def test_the_dtype_policies_of_experts_hold(policy, router, execution, rng):
         router = plait.routers.TopK(2, from_logits=False)
     else:
         router = plait.routers.Softmax(from_logits=False)
-    mixture = plait.Mixture(experts, gate, router=router, execution=execution)
+    mixture = plait.Mixture(experts, gate, router=router, **WAYS[execution])
     found = mixture(x)
     np.testing.assert_allclose(as_numpy(ops.cast(found, "float32")), expected, atol=tolerance)
     wanted = "float64" if policy == "float64" else "float32"
@@ -374,7 +372,7 @@ def test_noise_is_drawn_anew_in_training_and_not_at_inference(execution, data):
     x, _ = data
     stacks = [[layers.Dense(U), layers.GaussianNoise(0.1)] for _ in "ab"]
     experts = [keras.Sequential([keras.Input((D,)), *stack]) for stack in stacks]
-    mixture = plait.Mixture(experts, softmax_gate(2), execution=execution)
+    mixture = plait.Mixture(experts, softmax_gate(2), **WAYS[execution])
     first, second = (as_numpy(mixture(x, training=True)) for _ in range(2))
     assert (first != second).any()
     np.testing.assert_array_equal(as_numpy(mixture(x)), as_numpy(mixture(x)))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tests.recipes import as_numpy, gate_weights, merged, randomize
+from tests.recipes import as_numpy, gate_weights, merged, randomize, top_1
 
 import plait
 
@@ -153,7 +153,7 @@ def test_everybody_reads_their_part(
     x = data(rng, widths)
     weights = gate(gate_takes(x))
     if router:
-        router = plait.routers.TopK(1, from_logits=False)
+        router = top_1(from_logits=False)
         weights = gate_weights(weights, 1)
     mixture = plait.Mixture(
         experts, gate, router=router, expert_inputs=expert_inputs, gate_inputs=gate_inputs

@@ -108,3 +108,28 @@ def test_permuting_the_experts_changes_no_term(seed):
         balance.z_loss,
     ):
         assert float(term(logits)) == pytest.approx(float(term(moved)), rel=1e-4)
+
+
+def test_terms_stay_finite_where_scores_exclude_experts(logits, mask):
+    """In value and gradient, with rows that exclude some and one that excludes every expert."""
+    logits = logits.copy()
+    logits[0, :3, 1] = logits[1, 2] = -np.inf
+    rows = counted(logits, mask)
+    sums = np.exp(rows).sum(axis=-1)
+    expected = np.where(sums > 0, np.log(np.where(sums > 0, sums, 1)) ** 2, 0).mean()
+    assert float(balance.z_loss(logits, mask)) == pytest.approx(expected, rel=1e-5)
+    for term in (
+        lambda s: balance.z_loss(s, mask),
+        lambda s: balance.load_balance(softmax(s), balance.expert_load(top_k(s, 2), mask), mask),
+        lambda s: balance.importance(top_k(s, 2).weights, mask),
+    ):
+        value, (gradient,) = value_and_gradients(term, [logits])
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+        assert (gradient[np.isinf(logits)] == 0).all()
+
+
+def test_empty_slots_are_no_load():
+    scores = np.array([[0.0, -np.inf, -np.inf], [0.0, 1.0, -np.inf]], "float32")
+    load = balance.expert_load(top_k(scores, 2))
+    np.testing.assert_allclose(ops.convert_to_numpy(load), [2 / 3, 1 / 3, 0], atol=1e-6)

@@ -1,6 +1,7 @@
 """Dispatch against a loop over rows in NumPy float64."""
 
 import math
+from fractions import Fraction
 from unittest import mock
 
 import keras
@@ -68,7 +69,7 @@ def reference(kernels, biases, x, indices, cotangent):
 
 
 def draw(rng, e, n, k, load="random"):
-    """Variables, inputs and a cotangent; distinct experts per row, some slots for nobody."""
+    """Variables, inputs and a cotangent; distinct experts per row, some slots empty."""
     shapes = [(e, D, U), (e, U), (n, D), (n, k, U)]
     arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
     indices = np.argsort(rng.random((n, e)), axis=1)[:, :k].astype("int32")
@@ -78,7 +79,7 @@ def draw(rng, e, n, k, load="random"):
         indices[:] = e - 1
     elif load == "first expert":
         indices[:] = 0
-    elif load == "nobody":
+    elif load == "no expert":
         indices[:] = e
     return *arrays, indices
 
@@ -127,7 +128,7 @@ def test_outputs_and_gradients_equal_a_loop_over_rows(rng, e, n, k, path, compil
     compare(path, *draw(rng, e, n, k), compiled)
 
 
-@pytest.mark.parametrize("load", ["one expert", "first expert", "nobody"])
+@pytest.mark.parametrize("load", ["one expert", "first expert", "no expert"])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("n", [1, 7, 40])
 def test_any_load_is_served(rng, n, path, load):
@@ -245,7 +246,7 @@ def test_half_precision_stays_half(rng, path, dtype):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_rows_that_nobody_chose_do_not_leak(rng, path):
+def test_rows_that_chose_no_expert_do_not_leak(rng, path):
     """Not a number in a row without experts, in an expert without rows, or in 1 / 0 at zero."""
     kernels, biases, x, cotangent, indices = draw(rng, 4, 6, 2, "full")
     indices[indices == 2] = 4
@@ -266,7 +267,7 @@ def test_rows_that_nobody_chose_do_not_leak(rng, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_expert_may_ask_how_many_rows_it_sees_where_nobody_is_chosen(path):
+def test_an_expert_may_ask_how_many_rows_it_sees_where_none_is_chosen(path):
     """Of no rows, a reshape could not tell how long they are."""
 
     def flat(variables, rows, segment):
@@ -279,7 +280,7 @@ def test_an_expert_may_ask_how_many_rows_it_sees_where_nobody_is_chosen(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_experts_without_variables_run(path):
-    """Also beside one that nobody chose."""
+    """Also beside one that no row chose."""
     x = np.arange(6, dtype="float32")
     indices = np.array([0, 2, 2, 0, 2, 0], "int32")[:, None]
     tensors = ops.convert_to_tensor(x), ops.convert_to_tensor(indices)
@@ -301,7 +302,7 @@ def test_each_call_has_its_own_segment(path):
         40,
     )
     numbers = [set(part.tolist()) for part in ops.convert_to_numpy(seen).reshape(3, 40)]
-    shared = path in ("together", "buffers") and not backend.maps_seeds
+    shared = path != "one by one" and not backend.maps_seeds
     assert len(set.union(*numbers)) == (1 if shared else sum(len(group) for group in numbers))
 
 
@@ -435,7 +436,39 @@ def test_capacity_keeps_the_heaviest_and_counts_exactly(data):
         ((4, 2, 2, 8.0), 4),
         ((10, 3, 10, 1.1), 4),
         ((100, 1, 10, 1.1), 11),
+        ((100, 1, 4, 1.2), 30),
+        ((0, 2, 4, 1.0), 0),
+        ((5, 1, 4, 1e-9), 1),
     ],
 )
 def test_capacity_rounds_up_between_one_and_all_rows(arguments, expected):
     assert capacity(*arguments) == expected
+
+
+ROWS = [0, 1, 2, 7, 25, 50, 100, 999, 4096, 10_007, 102_400, 1_000_003, 2**24 - 1, 2**31 - 1]
+FACTORS = [1e-5, 0.01, 1 / 3, 0.5, 0.75, 1.0, 1.01, 1.1, 1.2, 1.25, 4 / 3, 1.7, 3.14159, 8.0, 1e30]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8])
+@pytest.mark.parametrize("e", [1, 3, 4, 7, 8, 10, 64, 100, 1024, 8192])
+def test_capacity_is_one_number_for_integers_and_tensors(k, e):
+    """The quotient of fractions rounded up, also where n · k · factor is beyond int32."""
+    for factor in FACTORS:
+        exact = max(Fraction(factor).limit_denominator(10_000), Fraction(1, 10_000)) * k / e
+        expected = [min(n, math.ceil(n * exact)) for n in ROWS]
+        assert [capacity(n, k, e, factor) for n in ROWS] == expected
+        at_run_time = capacity(ops.convert_to_tensor(np.array(ROWS, "int32")), k, e, factor)
+        np.testing.assert_array_equal(ops.convert_to_numpy(at_run_time), expected)
+
+
+@given(
+    n=st.integers(0, 2**31 - 1),
+    k=st.integers(1, 16),
+    e=st.integers(1, 20_000),
+    factor=st.floats(1e-6, 1e6),
+)
+@settings(deadline=None, max_examples=100)
+def test_capacity_is_one_number_for_any_factor(n, k, e, factor):
+    at_run_time = capacity(ops.convert_to_tensor(np.array(n, "int32")), k, e, factor)
+    assert capacity(n, k, e, factor) == int(at_run_time)
+    assert min(n, 1) <= capacity(n, k, e, factor) <= n

@@ -1,14 +1,16 @@
 """The rules that turn scores into weights, each held to a NumPy oracle in float64."""
 
+import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 from tests.gradients import value_and_gradients
+from tests.ops.constants import constants_of
 
-from plait.ops import routing
+from plait.ops import log_sum_exp, routing, z_loss
 
 
 def numpy_softmax(s, axis=-1):
@@ -76,29 +78,190 @@ def test_gradients_equal_finite_differences_of_the_oracle(rule, rng):
         assert gradient[row, expert] == pytest.approx(difference / (2 * step), abs=2e-4)
 
 
+LOWEST = np.finfo("float32").min
 EXTREMES = hnp.arrays(
     "float32",
     (2, 5),
     elements=st.one_of(
-        st.floats(width=32, allow_nan=False), st.sampled_from([0.0, -0.0, 3e38, -3e38, 1e-45])
+        st.floats(width=32, allow_nan=False),
+        st.sampled_from([float(np.float32(x)) for x in (0.0, -0.0, 3e38, -3e38, 1e-45)]),
+        st.sampled_from([-np.inf, np.inf, LOWEST, np.nextafter(LOWEST, np.float32(0))]),
     ),
 )
 
 
 @given(scores=EXTREMES)
-@settings(max_examples=40, deadline=None)
-def test_any_scores_give_finite_weights_that_sum_to_one_and_a_finite_gradient(scores):
+@example(scores=np.full((2, 5), -np.inf, "float32"))
+@example(scores=np.full((2, 5), LOWEST))
+@settings(max_examples=60, deadline=None)
+def test_any_scores_give_weights_that_sum_to_one_over_the_experts_not_excluded(scores):
+    """Excluded ones have weight zero and gradient zero; a row of only these has a sum of zero."""
+    out = scores <= LOWEST
     for name, (function, _) in RULES.items():
-        if name == "top-2-plain":
-            continue
         value, (gradient,) = value_and_gradients(
             lambda s, function=function: ops.sum(ops.square(function(s))), [scores]
         )
         weights = ops.convert_to_numpy(function(scores))
         assert (weights >= 0).all()
-        np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5, err_msg=name)
+        if name != "top-2-plain":
+            expected = np.where(out.all(axis=-1), 0, 1)
+            np.testing.assert_allclose(weights.sum(axis=-1), expected, atol=1e-5, err_msg=name)
+        assert (weights[out] == 0).all(), name
         assert np.isfinite(value)
         assert np.isfinite(gradient).all(), name
+        assert (gradient[out] == 0).all(), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_rules_for_excluded_and_nan_scores_hold_in_double_precision(rule, rng):
+    scores = rng.normal(size=(4, 5))
+    scores[0, [1, 3]] = -np.inf, np.finfo("float64").min
+    scores[1], scores[2, 3] = -np.inf, np.nan
+    function, oracle = RULES[rule]
+    weights = ops.convert_to_numpy(function(scores))
+    if keras.config.backend() != "jax":  # which has no float64 unless told so
+        assert weights.dtype == "float64"
+    assert (weights[0, [1, 3]] == 0).all()
+    assert (weights[1] == 0).all()
+    assert np.isnan(weights[2]).all()
+    np.testing.assert_allclose(weights[3:], oracle(scores[3:]), atol=1e-6)
+
+
+def spoiled(rng, shape=(6, 5)):
+    """Scores of which rows 1 and 4 hold a NaN, row 4 beside an excluded and an infinite one."""
+    scores = rng.normal(size=shape).astype("float32")
+    scores[1, 2] = scores[4, 0] = np.nan
+    scores[4, 1:3] = -np.inf, np.inf
+    return scores, np.array([False, True, False, False, True, False])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_nan_spoils_the_weights_of_its_row_and_of_no_other(rule, rng):
+    scores, bad = spoiled(rng)
+    function, _ = RULES[rule]
+    weights = ops.convert_to_numpy(function(scores))
+    assert np.isnan(weights[bad]).all()
+    np.testing.assert_allclose(
+        weights[~bad], ops.convert_to_numpy(function(scores[~bad])), atol=1e-6
+    )
+    cotangent = rng.normal(size=scores.shape).astype("float32")
+    gradient, alone = (
+        value_and_gradients(lambda s, c=c: ops.sum(ops.multiply(function(s), c)), [s])[1][0]
+        for s, c in ((scores, cotangent), (scores[~bad], cotangent[~bad]))
+    )
+    np.testing.assert_allclose(gradient[~bad], alone, atol=1e-6)
+
+
+def test_a_row_with_nan_names_valid_experts_under_top_k(rng):
+    scores, bad = spoiled(rng)
+    indices = ops.convert_to_numpy(routing.top_k(scores, 3).indices)[bad]
+    assert all(len(set(row)) == 3 for row in indices)
+    assert ((indices >= 0) & (indices < 5)).all()
+
+
+def test_rows_with_nan_take_the_room_that_others_leave(rng):
+    """Four rows want expert 0, which takes two: the first two, both with NaN, do not get in."""
+    scores = np.array([[np.nan, 0], [np.nan, 0], [2, 0], [1, 0]], "float32")
+    found, overflowed = routing.within_capacity(routing.top_k(scores, 1), 2)
+    np.testing.assert_array_equal(ops.convert_to_numpy(overflowed)[:, 0], [1, 1, 0, 0])
+    weights = ops.convert_to_numpy(found.weights)
+    assert np.isnan(weights[:2]).all()
+    np.testing.assert_array_equal(weights[2:], [[1, 0], [1, 0]])
+
+
+def test_rows_with_nan_take_no_room_where_experts_choose(rng):
+    scores, bad = spoiled(rng)
+    weights, indices = map(ops.convert_to_numpy, routing.expert_choice(routing.softmax(scores), 2))
+    alone = routing.expert_choice(routing.softmax(scores[~bad]), 2)
+    assert np.isnan(weights[bad]).all()
+    np.testing.assert_allclose(weights[~bad], ops.convert_to_numpy(alone.weights), atol=1e-6)
+    np.testing.assert_array_equal(indices[~bad], ops.convert_to_numpy(alone.indices))
+    assert (indices[bad] == 5).all()
+
+
+def test_nan_in_a_masked_row_is_not_seen_where_a_capacity_drops_it(rng):
+    scores, bad = spoiled(rng)
+    limited, _ = routing.within_capacity(routing.top_k(scores, 2), 9, ~bad)
+    picked = routing.expert_choice(routing.softmax(scores), 2, ~bad)
+    for found in (limited, picked):
+        assert (ops.convert_to_numpy(found.weights)[bad] == 0).all()
+        assert (ops.convert_to_numpy(found.indices)[bad] == 5).all()
+
+
+def test_nan_spoils_a_straight_through_row(rng):
+    scores, bad = spoiled(rng)
+    weights = ops.convert_to_numpy(routing.straight_through(routing.softmax(scores)).weights)
+    np.testing.assert_array_equal(np.isnan(weights).all(axis=-1), bad)
+    np.testing.assert_array_equal(np.isnan(weights).any(axis=-1), bad)
+
+
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 5), biased=st.booleans(), plain=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_top_k_fills_slots_with_the_largest_of_those_not_excluded(seed, k, biased, plain):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(4, 5)).astype("float32")
+    scores[rng.random((4, 5)) < 0.5] = -np.inf
+    bias = 3 * rng.normal(size=5).astype("float32") if biased else np.zeros(5, "float32")
+    weights, indices = map(
+        ops.convert_to_numpy, routing.top_k(scores, k, bias if biased else None, not plain)
+    )
+    for row in range(4):
+        allowed = [i for i in np.argsort(-(scores[row] + bias)) if np.isfinite(scores[row, i])]
+        expected = (allowed + 5 * [5])[:k]
+        np.testing.assert_array_equal(indices[row], expected)
+        assert set(np.flatnonzero(weights[row])) == set(expected) - {5}
+
+
+def test_experts_pick_no_row_that_excludes_them():
+    """Expert 1 takes three rows, of which only one does not exclude it."""
+    scores = np.array([[0, -np.inf], [0, 0], [0, -np.inf], [-np.inf, -np.inf]], "float32")
+    weights, indices = map(ops.convert_to_numpy, routing.expert_choice(routing.softmax(scores), 4))
+    np.testing.assert_array_equal(weights, [[1, 0], [0.5, 0.5], [1, 0], [0, 0]])
+    np.testing.assert_array_equal(indices, [[0, 2], [0, 1], [0, 2], [2, 2]])
+
+
+def test_straight_through_leaves_the_slot_of_a_row_of_zeros_empty():
+    scores = np.array([[-np.inf, -np.inf, -np.inf], [-np.inf, 1, -np.inf]], "float32")
+    value, (gradient,) = value_and_gradients(
+        lambda s: ops.sum(routing.straight_through(routing.softmax(s)).weights), [scores]
+    )
+    found = routing.straight_through(routing.softmax(scores))
+    np.testing.assert_array_equal(ops.convert_to_numpy(found.indices), [[3], [1]])
+    np.testing.assert_array_equal(ops.convert_to_numpy(found.weights), [[0, 0, 0], [0, 1, 0]])
+    assert float(value) == 1
+    np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
+
+
+def test_a_temperature_leaves_excluded_experts_excluded():
+    scores = np.array([[0.0, -np.inf, LOWEST]], "float32")
+    for temperature in (1e-3, 1e3):
+        weights = routing.softmax(scores, temperature)
+        np.testing.assert_array_equal(ops.convert_to_numpy(weights), [[1, 0, 0]])
+
+
+IN_GRAPHS = {
+    **{name: function for name, (function, _) in RULES.items()},
+    "expert choice": lambda s: routing.expert_choice(routing.softmax(s), 2).weights,
+    "straight through": lambda s: routing.straight_through(routing.softmax(s)).weights,
+    "log probabilities": routing.log_probabilities,
+    "log sum exp": lambda s: log_sum_exp(s, -1),
+    "z-loss": z_loss,
+}
+
+
+@pytest.mark.parametrize("name", IN_GRAPHS)
+def test_no_constant_in_the_graph_is_infinite(name, rng):
+    """An infinite constant turns into NaN where a model is exported to ONNX."""
+    constants = constants_of(IN_GRAPHS[name], rng.normal(size=(6, 5)).astype("float32"))
+    assert constants
+    assert all(np.isfinite(number.astype("float64")).all() for number in constants)
+
+
+def test_an_infinite_constant_would_be_found(rng):
+    constants = constants_of(
+        lambda s: ops.where(s > 0, s, ops.full_like(s, -float("inf"))), rng.normal(size=(6, 5))
+    )
+    assert any(np.isinf(number.astype("float64")).any() for number in constants)
 
 
 @given(seed=st.integers(0, 2**31), permutation=st.permutations(range(5)))
@@ -212,6 +375,23 @@ def test_a_single_expert_has_weight_one_and_no_gradient():
         assert (float(value), float(gradient[0, 0])) == (1, 0)
 
 
-def test_probabilities_of_zero_have_finite_logits():
-    weights = routing.softmax(routing.log_probabilities(np.array([[0.0, 0.25, 0.75]], "float32")))
-    np.testing.assert_allclose(ops.convert_to_numpy(weights), [[0, 0.25, 0.75]], atol=1e-6)
+def test_a_probability_of_zero_excludes_its_expert_with_finite_logits_and_gradient():
+    probabilities = np.array([[0.0, 0.25, 0.75], [0.0, 1e-37, 1.0]], "float32")
+    logits = routing.log_probabilities(probabilities)
+    assert np.isfinite(ops.convert_to_numpy(logits)).all()
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(routing.excluded(logits)), [[1, 0, 0], [1, 0, 0]]
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(routing.softmax(logits)), [[0, 0.25, 0.75], [0, 0, 1]], atol=1e-6
+    )
+    _, (gradient,) = value_and_gradients(
+        lambda p: ops.sum(ops.square(routing.softmax(routing.log_probabilities(p)))),
+        [probabilities],
+    )
+    assert np.isfinite(gradient).all()
+
+
+def test_a_probability_of_nan_stays_one():
+    logits = ops.convert_to_numpy(routing.log_probabilities(np.array([np.nan, 0.5], "float32")))
+    np.testing.assert_array_equal(np.isnan(logits), [True, False])

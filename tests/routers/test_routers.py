@@ -1,5 +1,7 @@
 """Every router, held to one table: weights, gradients, ranks, masks, persistence, balance."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -187,7 +189,7 @@ def test_balance_terms_enter_the_loss_once_in_training_only(router, arguments, o
     for metric in layer.metrics:
         metric.reset_state()
     layer(scores, training=True)
-    raw = [float(getattr(layer, f"{term}_metric").result()) for term in TERMS]
+    raw = [float(layer.recorded(term)) for term in TERMS]
     assert len(layer.losses) == 3
     if not getattr(layer, "noise", 0) and router is not routers.Gumbel:
         expected = np.multiply(raw, [0.5, 0.25, 0.125])
@@ -215,7 +217,201 @@ def test_fit_adds_each_term_once_and_logs_it_raw(data):
     scores = x @ ops.convert_to_numpy(model.layers[0].kernel)
     sizes = np.log(np.exp(scores.astype("float64")).sum(axis=-1)) ** 2
     assert logs["rule_z_loss"] == pytest.approx([sizes.mean()] * 2, rel=1e-4)
-    assert logs["val_rule_z_loss"] == [0, 0]
+
+
+TERM_KEYS = {"moe_load_balance", "moe_importance", "moe_z_loss", "moe_dropped"}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Part(keras.layers.Layer):
+    """A layer with a router of its own, as a mixture is one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.router = routers.TopK(
+            2, 1.0, load_balance=0.01, importance=0.01, z_loss=0.01, name="rule"
+        )
+
+    def build(self, shape):
+        self.router.build(shape)
+        self.router.report_as(self.name)
+
+    def call(self, scores, training=None):
+        return self.router.route(scores, training=training).weights
+
+
+def balancing_models():
+    """A router that was told its name before it was built; a layer; a model; and both nested."""
+    router = routers.TopK(2, 1.0, load_balance=0.01, importance=0.01, z_loss=0.01)
+    router.report_as("moe")
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), Part(name="moe")])
+    outer = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(4)])
+    return {
+        "router": keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), router]),
+        "layer": inner,
+        "nested": keras.Sequential([keras.Input((3,)), outer]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [("router", "compiled"), ("layer", "compiled"), ("layer", "eager"), ("nested", "compiled")],
+)
+def test_what_balances_is_in_the_logs_of_training_and_of_nothing_else(kind, steps, data):
+    x, y = data
+    model = balancing_models()[kind]
+    model.compile("sgd", "mse", metrics=["mae"], run_eagerly=steps == "eager")
+    compiled = {"loss", "mae"}
+    batches = []
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: batches.append(logs))
+    for _ in range(2):  # the second time, every step is compiled already
+        logs = model.fit(
+            x, y, epochs=3, batch_size=8, verbose=0, validation_data=(x, y), callbacks=[watch]
+        ).history
+        assert set(logs) == compiled | TERM_KEYS | {"val_loss", "val_mae"}
+        assert all(value > 0 for value in logs["moe_load_balance"])
+        assert set(batches[-1]) == compiled | TERM_KEYS
+        assert set(model.evaluate(x, y, verbose=0, return_dict=True)) == compiled
+        assert len(model.evaluate(x, y, verbose=0)) == 2
+        assert set(model.get_metrics_result()) == compiled
+    assert set(model.train_on_batch(x, y, return_dict=True)) == compiled | TERM_KEYS
+    assert set(model.test_on_batch(x, y, return_dict=True)) == compiled
+
+
+def test_several_routers_of_one_name_report_under_several(data):
+    x, y = data
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4), Part(name="a"), Part(name="b")]
+    )
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    logs = model.fit(x, y, batch_size=16, verbose=0).history
+    for part in ("a", "b"):
+        layer = model.get_layer(part)
+        assert layer.router.name == "rule"
+        assert logs[f"{part}_z_loss"] == pytest.approx([float(layer.router.recorded("z_loss"))])
+    assert logs["a_z_loss"] != logs["b_z_loss"]
+    assert np.ndim(model.evaluate(x, y, verbose=0)) == 0  # the loss alone
+
+
+NAN_CASES = [row[:2] for row in TABLE]
+in_nan_cases = pytest.mark.parametrize(("router", "arguments"), NAN_CASES, ids=IDS)
+
+
+@in_nan_cases
+@pytest.mark.parametrize("training", [False, True])
+def test_a_nan_score_makes_the_weights_of_its_row_nan_and_of_no_other(
+    router, arguments, training, rng
+):
+    scores = rng.normal(size=(6, 4)).astype("float32")
+    scores[1, 2] = scores[4, 0] = np.nan
+    bad = np.isnan(scores).any(axis=-1)
+    found = router(**arguments).route(scores, training=training)
+    weights = ops.convert_to_numpy(found.weights)
+    assert np.isnan(weights[bad]).all()
+    assert np.isfinite(weights[~bad]).all()
+    if router is routers.ExpertChoice:  # with the same room for fewer rows
+        again = router(arguments["capacity_factor"] * 6 / 4).route(scores[~bad])
+        np.testing.assert_allclose(weights[~bad], ops.convert_to_numpy(again.weights), atol=1e-6)
+    elif "capacity_factor" not in arguments and not (training and "seed" in arguments):
+        again = router(**arguments).route(scores[~bad])
+        np.testing.assert_allclose(weights[~bad], ops.convert_to_numpy(again.weights), atol=1e-6)
+    if found.indices is not None:
+        indices = ops.convert_to_numpy(found.indices)
+        assert ((indices >= 0) & (indices <= 4)).all()
+
+
+@in_nan_cases
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_excluded_experts_are_never_chosen(router, arguments, training, from_logits, rng):
+    """By a score of −∞ or a probability of zero: row 0 keeps one expert, row 1 none, row 2 all."""
+    scores = rng.normal(size=(3, 4)).astype("float32")
+    scores[0, [0, 1, 3]] = scores[1] = -np.inf
+    out = np.isinf(scores)
+    if not from_logits:
+        scores = np.exp(scores)
+    terms = {"load_balance": 1.0, "importance": 1.0, "z_loss": 1.0}
+    layer = router(
+        from_logits=from_logits,
+        **terms,
+        **{**arguments, **({"capacity_factor": 4.0} if "capacity_factor" in arguments else {})},
+    )
+    found = layer.route(scores, training=training)
+    weights = ops.convert_to_numpy(found.weights)
+    assert (weights[out] == 0).all()
+    assert (weights[~out].max(axis=-1) > 0).all()
+    assert weights[0, 2] == pytest.approx(1)
+    if found.indices is not None:
+        named = (ops.convert_to_numpy(found.indices)[..., None] == np.arange(4)).any(axis=-2)
+        assert not named[out].any()
+        assert named[0, 2]
+        assert (ops.convert_to_numpy(found.indices)[1] == 4).all()
+    if training:
+        assert all(np.isfinite(float(layer.recorded(term))) for term in TERMS)
+
+
+@pytest.mark.parametrize(
+    ("router", "arguments"),
+    [(router, arguments) for router, arguments in NAN_CASES if "seed" not in arguments],
+)
+def test_excluded_experts_have_a_gradient_of_zero(router, arguments, rng):
+    scores, cotangent = rng.normal(size=(2, 3, 4)).astype("float32")
+    scores[0, 1:] = scores[1] = -np.inf
+    layer = router(**arguments)
+    layer.build(scores.shape)
+    _, (gradient,) = value_and_gradients(
+        lambda s: ops.sum(ops.multiply(layer(s), cotangent)), [scores]
+    )
+    assert np.isfinite(gradient).all()
+    assert (gradient[np.isinf(scores)] == 0).all()
+
+
+def gate_moves(router, data):
+    """How far one step of SGD moves the gate in front of a router."""
+    x, y = data
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), router])
+    before = model.layers[0].get_weights()[0]
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(x, y, batch_size=16, verbose=0)
+    return np.abs(model.layers[0].get_weights()[0] - before).max()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"k": 1}, {"k": 1, "renormalize": False}, {"k": 2}])
+def test_a_gate_learns_under_top_k_as_it_comes(arguments, data):
+    assert gate_moves(routers.TopK(**arguments), data) > 1e-4
+
+
+def test_the_default_of_renormalize_depends_on_k(rng):
+    scores = rng.normal(size=(5, 4)).astype("float32")
+    for k, same in ((1, False), (2, True), (4, True)):
+        assert routers.TopK(k).get_config()["renormalize"] is None
+        weights, expected = routers.TopK(k)(scores), routers.TopK(k, renormalize=same)(scores)
+        np.testing.assert_array_equal(ops.convert_to_numpy(weights), ops.convert_to_numpy(expected))
+
+
+@pytest.mark.parametrize("terms", [{}, {"importance": 1.0}])
+def test_a_gate_that_gets_no_gradient_is_warned_of(terms, data):
+    with pytest.warns(UserWarning, match="renormalize=True.*Leave `renormalize` at None"):
+        router = routers.TopK(1, renormalize=True, **terms)
+    assert gate_moves(router, data) == 0
+
+
+@pytest.mark.parametrize("terms", [{"load_balance": 0.1}, {"z_loss": 0.1}])
+def test_a_gate_may_learn_from_balance_terms_alone(terms, data):
+    assert gate_moves(routers.TopK(1, renormalize=True, **terms), data) > 1e-5
+
+
+@pytest.mark.parametrize("router", {row[0] for row in TABLE}, ids=lambda router: router.__name__)
+def test_a_signature_names_every_argument(router):
+    """Editors show it: no argument hides behind `*args` or `**kwargs`."""
+    parameters = inspect.signature(router).parameters
+    config = router().get_config()
+    assert set(parameters) == set(config)
+    for name, parameter in parameters.items():
+        assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        assert parameter.annotation is not parameter.empty
+        if name not in ("name", "dtype"):
+            assert parameter.default == config[name]
 
 
 def test_what_a_capacity_drops_is_counted_in_the_logs(data):
@@ -273,7 +469,7 @@ def test_masked_steps_count_in_no_term_and_take_no_capacity(rng):
     )
     assert (ops.convert_to_numpy(found.indices)[~mask] == 3).all()
     for term in (*TERMS, "dropped"):
-        left, right = (getattr(each, f"{term}_metric").result() for each in (whole, alone))
+        left, right = (each.recorded(term) for each in (whole, alone))
         assert float(left) == pytest.approx(float(right), abs=1e-6)
 
 
@@ -290,14 +486,14 @@ def test_the_mask_of_an_embedding_reaches_the_router(rng):
     model(ids, training=True)
     table = ops.convert_to_numpy(model.layers[0].embeddings)
     sizes = np.log(np.exp(table[[1, 2]]).sum(axis=-1)) ** 2
-    assert float(router.z_loss_metric.result()) == pytest.approx(sizes.mean(), rel=1e-4)
+    assert float(router.recorded("z_loss")) == pytest.approx(sizes.mean(), rel=1e-4)
 
 
 def test_a_mask_with_more_axes_than_the_routed_ones_is_ignored(rng):
     scores = rng.normal(size=(2, 3)).astype("float32")
     router = routers.Softmax(z_loss=1.0)
     router.route(scores, training=True, mask=np.zeros((2, 4), bool))
-    assert float(router.z_loss_metric.result()) > 0
+    assert float(router.recorded("z_loss")) > 0
 
 
 def test_the_selection_bias_evens_the_load(rng):
@@ -383,8 +579,10 @@ def test_capacity_is_known_from_the_number_of_rows():
     assert routers.Softmax().capacity(4096, 64) is None
     assert routers.TopK(2, capacity_factor=1.25).capacity(4096, 64) == 160
     assert routers.ExpertChoice(2.0).capacity(4096, 64) == 128
-    rows = ops.convert_to_tensor(4096, dtype="int32")
-    assert int(routers.TopK(2, capacity_factor=1.25).capacity(rows, 64)) == 160
+    for router in (routers.TopK(2, capacity_factor=1.2), routers.ExpertChoice(1.2)):
+        for rows in (0, 25, 50, 100, 4096):
+            at_run_time = router.capacity(ops.convert_to_tensor(rows, dtype="int32"), 4)
+            assert router.capacity(rows, 4) == int(at_run_time)
 
 
 @pytest.mark.parametrize(

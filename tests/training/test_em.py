@@ -114,7 +114,7 @@ def test_a_row_that_weighs_k_is_as_good_as_k_rows(family, gate, rng):
     np.testing.assert_allclose(
         everything(weighted, first), everything(repeated, second), rtol=1e-5, atol=1e-6
     )
-    for name in ("val_log_likelihood", "log_likelihood"):
+    for name in ("val_log_likelihood", "log_likelihood"):  # as near as Newton steps stop
         np.testing.assert_allclose(
             weighted.history[name], repeated.history["log_likelihood"], rtol=1e-8
         )
@@ -191,6 +191,7 @@ def test_poisson_experts_under_a_softmax_gate_reach_a_maximum(rng):
         [np.stack(kernels, axis=1).ravel(), np.vstack(mix.gate.get_weights()).ravel()]
     )
     assert negative(start) == pytest.approx(-found.log_likelihood, abs=1e-3)
+    start = start.astype("float64")  # SciPy's differences vanish in float32
     assert scipy.optimize.minimize(negative, start).fun == pytest.approx(
         -found.log_likelihood, abs=1e-3
     )

@@ -1,6 +1,6 @@
 """Calls of experts on the rows that chose them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 from keras import ops, tree
@@ -77,7 +77,7 @@ def with_all_masks(
     """
     if tuple(own) == tuple(wanted) and dtypes is None:
         return group
-    function: Callable[..., tuple[Nested, list[Tensor]]] = group.function
+    function = group.function
 
     def run(*args: Nested) -> tuple[Nested, list[Tensor]]:
         outputs, kept = function(*args)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 
 from plait.compat import attach_masks, masks_of
-from plait.typing import Mask, Tensor, Nested
+from plait.typing import Mask, Nested, Tensor
 
 
 class Outcome(NamedTuple):

@@ -11,9 +11,9 @@ from keras import ops, tree
 from plait.compat import flat_layers, trainable_flags
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.runner import ExpertRunner, Results, Rows
+from plait.experts.seeds import draws
 from plait.experts.signature import alike
 from plait.experts.single import SingleExpert
-from plait.experts.seeds import Seeds
 from plait.experts.stacked import StackedRunner
 from plait.experts.traits import Traits, traits_of
 from plait.experts.variables import SharedVariables
@@ -21,7 +21,6 @@ from plait.ops import backend
 from plait.ops.combine import combine_masks
 from plait.ops.dispatch import apply_groups
 from plait.typing import Mask, Nested, Tensor
-
 
 Item = TypeVar("Item")
 
@@ -277,7 +276,7 @@ class SharedBank(ExpertBank):
             return self.placed
         if self.execution == "auto" and not dispatched:
             sizes = [math.prod(variable.shape) for variable in self.experts[0].variables]
-            if not backend.stacking_pays(sum(sizes)):
+            if not backend.stacking_pays(sum(sizes), self.num_experts):
                 return self.placed
         return self.stacked()
 
@@ -308,7 +307,7 @@ class SharedBank(ExpertBank):
         random numbers than single calls do, except on JAX.
         """
         expert = self.experts[position]
-        if Seeds(expert.variables).positions and not backend.draws_like_loops:
+        if draws(expert) and not backend.draws_like_loops:
             return "it draws random numbers"
         inputs = [self.inputs[0 if len(self.inputs) == 1 else position]]
         runner = self.placed[position].runner

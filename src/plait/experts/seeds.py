@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from plait.compat import flat_layers
 from plait.experts.initialization import is_seed
-from plait.ops import backend
 from plait.typing import Tensor
 
 # Draws that one call may take from one seed generator before the next step repeats them.
@@ -18,17 +18,16 @@ _STEP_OF_SEGMENT = 7_919_333
 class Seeds:
     """The seeds among the variables of experts of one architecture.
 
-    Where the backend maps seeds, each expert draws from its own. On PyTorch, whose vectorised call
-    needs one integer for all, a call draws from the sum of the experts' seeds, and differently for
-    each expert.
-
     Args:
         variables: The variables of one expert.
+        share: Whether experts draw from the sum of their seeds, as in a vectorised call on PyTorch,
+            which needs one integer for all and draws differently for each expert. If not, each
+            draws from its own.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+    def __init__(self, variables: Sequence[keras.Variable], share: bool = False) -> None:
         self.positions = [p for p, variable in enumerate(variables) if is_seed(variable)]
-        self.shared = [] if backend.maps_seeds else self.positions
+        self.shared = self.positions if share else []
         self.mapped = [p for p in range(len(variables)) if p not in self.shared]
 
     def split(self, values: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
@@ -53,3 +52,17 @@ class Seeds:
             step = ops.cast(segment, seed.dtype) * _STEP_OF_SEGMENT
             moved[position] = seed + ops.stack([step, ops.zeros_like(step)])
         return moved
+
+
+# Attributes by which Keras' layers tell how much they draw: with zeros they draw nothing.
+_AMOUNTS = ("dropout", "rate", "recurrent_dropout", "stddev")
+
+
+def draws(expert: keras.layers.Layer) -> bool:
+    """Whether a layer of an expert draws random numbers in training."""
+    for layer in flat_layers(expert):
+        if any(isinstance(v, keras.random.SeedGenerator) for v in vars(layer).values()):
+            amounts = [getattr(layer, name) for name in _AMOUNTS if hasattr(layer, name)]
+            if not amounts or any(amounts):
+                return True
+    return False

@@ -12,7 +12,15 @@ from plait.experts.functional_call import call_with
 from plait.experts.runner import Results, Rows
 from plait.experts.seeds import DRAWS_PER_CALL, Seeds
 from plait.experts.variables import ExpertVariables
-from plait.ops.backend import Group, is_float, keep_gradient, refuses, unstack, vectorized_map
+from plait.ops.backend import (
+    Group,
+    is_float,
+    keep_gradient,
+    maps_seeds,
+    refuses,
+    unstack,
+    vectorized_map,
+)
 from plait.typing import Mask, Nested, Tensor
 
 Result = TypeVar("Result")
@@ -36,7 +44,6 @@ class StackedRunner:
         self.num_experts = variables.num_experts
         self.variables = variables
         self.own = list(layer.variables)
-        self.seeds = Seeds(self.own)
         self.vectorized = vectorized
 
     def representative(self) -> keras.layers.Layer:
@@ -54,30 +61,39 @@ class StackedRunner:
         values = self.variables.read()
         if used is not None:
             values = [keep_gradient(v, used) if is_float(v) else v for v in values]
-        mapped, shared = self.seeds.split(values)
         each = len(inputs) > 1
         fed = (_stack(inputs), _stack(masks) if masks else None) if each else None
-        common = None if each else (inputs[0], masks[0] if masks else None)
+        common = (inputs[0], masks[0] if masks else None)
 
-        def run(one: tuple[list[Tensor], Nested]) -> tuple[Nested, ...]:
-            own = self.seeds.join(one[0], shared)
-            outcome = call_with(self.layer, self.own, own, *(one[1] or common), training)
-            updates = {str(position): value for position, value in outcome.updates.items()}
-            return outcome.outputs, outcome.masks, updates, outcome.losses
+        def run(vectorized: bool) -> tuple[Nested, dict[int, Tensor]]:
+            seeds = Seeds(self.own, share=vectorized and not maps_seeds)
+            mapped, shared = seeds.split(values)
 
-        outputs, found, updates, losses = self._for_all(run, (mapped, fed))
+            def one(slices: Nested) -> Nested:
+                own = seeds.join(slices[0], shared)
+                inputs, masks = slices[1] if each else common
+                outcome = call_with(self.layer, self.own, own, inputs, masks, training)
+                updates = {str(position): value for position, value in outcome.updates.items()}
+                return outcome.outputs, outcome.masks, updates, outcome.losses
+
+            return self._for_all(one, (mapped, fed), vectorized), shared
+
+        (outputs, found, updates, losses), shared = self._unless_refused(run)
         for position, value in ((int(name), value) for name, value in updates.items()):
             if position in shared:  # one stream of draws moved on, and with it every expert's
                 value = values[position] + (value - shared[position])
             self.variables.write(position, value)
         return Results(outputs, found, [ops.sum(loss) for loss in losses])
 
-    def _for_all(self, function: Callable[[Nested], Nested], mapped: Nested) -> Nested:
+    def _for_all(
+        self, function: Callable[[Nested], Nested], mapped: Nested, vectorized: bool
+    ) -> Nested:
         """Calls a function of one expert for all experts.
 
         Args:
             function: Maps one expert's slices to a structure of tensors and `None`.
             mapped: Structure of tensors `(e, …)` and `None`.
+            vectorized: Whether in one call.
         """
         leaves = tree.flatten(mapped)
         # Also maps over `arange(e)`, so that experts without variables have an axis to map.
@@ -89,13 +105,10 @@ class StackedRunner:
             filled = [None if leaf is None else next(given) for leaf in leaves]
             return function(tree.pack_sequence_as(mapped, filled))
 
-        def run(vectorized: bool) -> Nested:
-            if vectorized:
-                return vectorized_map(of_one, present)
-            columns = [unstack(leaf) for leaf in present]
-            return _stack([of_one(one) for one in zip(*columns, strict=True)])
-
-        return self._unless_refused(run)
+        if vectorized:
+            return vectorized_map(of_one, present)
+        columns = [unstack(leaf) for leaf in present]
+        return _stack([of_one(one) for one in zip(*columns, strict=True)])
 
     def _unless_refused(self, run: Callable[[bool], Result]) -> Result:
         """Returns `run(True)`, or `run(False)` where the backend cannot vectorise the experts."""
@@ -137,24 +150,24 @@ class StackedRunner:
     def _group(
         self, values: Sequence[Tensor], count: int, rows: Rows, part: int, training: bool
     ) -> Group:
+        vectorized = self.vectorized and count > 1
         return group_of(
             self.layer,
             self.own,
-            self.seeds,
+            Seeds(self.own, share=vectorized and not maps_seeds),
             values,
             num_experts=count,
             masks=rows.masks[part],
             part=part,
             training=training,
-            vectorized=self.vectorized and count > 1,
+            vectorized=vectorized,
         )
 
     def after_dispatch(self, training: bool) -> None:
         """Moves the seeds on, so that the next step draws anew."""
-        if not training or not self.seeds.positions:
-            return
-        values = self.variables.read()
-        for position in self.seeds.positions:
+        positions = Seeds(self.own).positions if training else []
+        values = self.variables.read() if positions else []
+        for position in positions:
             step = ops.cast([0, DRAWS_PER_CALL], values[position].dtype)
             self.variables.write(position, values[position] + step)
 

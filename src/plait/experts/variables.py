@@ -183,7 +183,7 @@ class _Owner(keras.layers.Layer):
 
 
 def _owner_of(variable: keras.Variable, owners: dict[str, _Owner]) -> _Owner:
-    """Returns the owner for a variable: two of one path have two, so that no path is there twice."""
+    """Returns the owner for a variable; variables of one path have different owners."""
     name = "_".join(variable.path.split("/")[:-1]) or "expert"
     while name in owners and variable.name in {v.name for v in owners[name].variables}:
         name = f"{name}_"

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from plait.errors import message
 from plait.compat import flat_layers
+from plait.errors import message
 from plait.ops.balance import expert_load, load_balance
 from plait.ops.combine import merge_chosen
 from plait.ops.dispatch import apply_experts
 from plait.ops.routing import softmax, top_k
+from plait.typing import Tensor
 
 __all__ = ["sparsify"]
 
@@ -21,22 +22,22 @@ __all__ = ["sparsify"]
 _COMPILED = ("train_function", "test_function", "predict_function", "generate_function")
 
 
-def _gated(experts: Any, rows: Any, gate: Any, up: Any, down: Any) -> Any:
+def _gated(experts: Any, rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Returns `(act(x · W_gate) ∘ x · W_up) · W_down`, the activation in float32."""
     opened = experts.activation(ops.cast(ops.matmul(rows, gate), "float32"))
     hidden = ops.matmul(rows, up) * ops.cast(opened, experts.compute_dtype)
     return ops.matmul(hidden, down)
 
 
-def _gated_in_one(experts: Any, rows: Any, gate_and_up: Any, down: Any) -> Any:
+def _gated_in_one(experts: Any, rows: Tensor, gate_and_up: Tensor, down: Tensor) -> Tensor:
     """Returns `(act(x · W_gate) ∘ x · W_up) · W_down`, where one matrix holds the first two."""
     gate, up = ops.split(ops.matmul(rows, gate_and_up), 2, axis=-1)
     return ops.matmul(up * experts.activation(gate), down)
 
 
 def _gated_in_turns(
-    experts: Any, rows: Any, gate_and_up: Any, bias: Any, down: Any, down_bias: Any
-) -> Any:
+    experts: Any, rows: Tensor, gate_and_up: Tensor, bias: Tensor, down: Tensor, down_bias: Tensor
+) -> Tensor:
     """Returns `((u + 1) ∘ g ∘ σ(α · g)) · W_down + b`; columns of g and u take turns, clipped."""
     opened = ops.matmul(rows, gate_and_up) + bias
     gate = ops.clip(opened[..., ::2], -1e9, experts.limit)
@@ -192,7 +193,7 @@ def _call(
     return ops.reshape(out, ops.shape(hidden_states)), told
 
 
-def _run_chosen(layout: _Layout, experts: Any, tokens: Any, indices: Any) -> Any:
+def _run_chosen(layout: _Layout, experts: Any, tokens: Tensor, indices: Tensor) -> Tensor:
     """Runs each expert on the tokens that chose it.
 
     Args:
@@ -206,7 +207,7 @@ def _run_chosen(layout: _Layout, experts: Any, tokens: Any, indices: Any) -> Any
     """
     weights = {variable.name: variable.value for variable in experts.variables}
 
-    def one(values: list[Any], rows: Any, segment: Any) -> Any:
+    def one(values: list[Any], rows: Tensor, segment: Any) -> Tensor:
         del segment
         return layout.expert(
             experts, rows, *(ops.cast(value, experts.compute_dtype) for value in values)
@@ -216,7 +217,7 @@ def _run_chosen(layout: _Layout, experts: Any, tokens: Any, indices: Any) -> Any
     return apply_experts(one, values, tokens, indices, num_experts=experts.num_experts)
 
 
-def _token_mask(attention_mask: Any) -> Any:
+def _token_mask(attention_mask: Any) -> Tensor:
     """Returns bool `(b · t,)`, or `None`."""
     if attention_mask is None:
         return None

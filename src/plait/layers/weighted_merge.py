@@ -8,6 +8,7 @@ import keras
 from plait.errors import message
 from plait.ops.combine import combine_masks, log_mixture, merged_dtype, weighted_sum
 from plait.ops.shapes import Shape, agree, follows_rank_rule, is_shape, merge
+from plait.typing import Config, Mask, Shapes, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -58,7 +59,7 @@ class WeightedMerge(keras.layers.Layer):
         """Checks that weights and outputs fit together."""
         _merged_shape(input_shape)
 
-    def call(self, inputs: Sequence[Any]) -> Any:
+    def call(self, inputs: Sequence[Any]) -> Tensor:
         """Returns the merged output; see `merged_dtype` for its dtype."""
         _check_floats(inputs)
         weights, *outputs = inputs
@@ -78,16 +79,16 @@ class WeightedMerge(keras.layers.Layer):
         dtypes = [keras.backend.standardize_dtype(tensor.dtype) for tensor in inputs[1:]]
         return keras.KerasTensor(shape, merged_dtype(dtypes, self.compute_dtype))
 
-    def compute_mask(self, inputs: Sequence[Any], mask: Any = None) -> Any:
+    def compute_mask(self, inputs: Sequence[Any], mask: Mask = None) -> Tensor:
         """Returns where every masked input is valid, or `None` when none is masked."""
         return None if mask is None else combine_masks(mask)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "log_space": self.log_space}
 
 
-def _merged_shape(shapes: Any) -> Shape:
+def _merged_shape(shapes: Shapes) -> Shape:
     """Returns the shape of the merged output, or says what does not fit."""
     if is_shape(shapes) or isinstance(shapes, dict) or len(shapes) < 2:
         raise ValueError(

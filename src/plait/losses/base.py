@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from plait.errors import message
+from plait.typing import Mask, Tensor
 
 
 class MixtureObjective(keras.losses.Loss):
@@ -38,7 +39,7 @@ class MixtureObjective(keras.losses.Loss):
         if self.state is not None and not self.state.built:
             self.state.build(tuple(weights_shape))
 
-    def per_example(self, y_true: Any, weights: Any, outputs: Any) -> Any:
+    def per_example(self, y_true: Tensor, weights: Tensor, outputs: Tensor) -> Tensor:
         """The hook: returns the loss of each example, `(b, …)`, shaped as the routed axes.
 
         Args:
@@ -48,23 +49,23 @@ class MixtureObjective(keras.losses.Loss):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `per_example`.")
 
-    def responsibilities(self, y_true: Any, weights: Any, outputs: Any) -> Any:
+    def responsibilities(self, y_true: Tensor, weights: Tensor, outputs: Tensor) -> Tensor:
         """Returns which expert explains the target, `(b, …, e)`; here, the weights."""
         del y_true, outputs
         return weights
 
-    def mean(self, outputs: Any) -> Any:
+    def mean(self, outputs: Tensor) -> Tensor:
         """Returns what the experts contribute to the blend; here, their outputs."""
         return outputs
 
     def mixture_loss(
         self,
-        y_true: Any,
-        weights: Any,
-        outputs: Any,
-        sample_weight: Any = None,
-        mask: Any = None,
-    ) -> Any:
+        y_true: Tensor,
+        weights: Tensor,
+        outputs: Tensor,
+        sample_weight: Tensor = None,
+        mask: Mask = None,
+    ) -> Tensor:
         """Returns the reduced loss.
 
         Args:
@@ -95,7 +96,7 @@ class MixtureObjective(keras.losses.Loss):
         size = factors if self.reduction == "mean_with_sample_weight" else counts
         return total / ops.maximum(ops.sum(size), 1e-12)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Says that a blended prediction is not enough."""
         raise TypeError(
             message(
@@ -106,7 +107,7 @@ class MixtureObjective(keras.losses.Loss):
         )
 
 
-def _over(tensor: Any, values: Any, name: str) -> Any:
+def _over(tensor: Tensor, values: Tensor, name: str) -> Tensor:
     """Returns a tensor of lower rank with trailing axes of one, checked to fit."""
     tensor = ops.convert_to_tensor(tensor)
     shape, wanted = tuple(tensor.shape), tuple(values.shape)

@@ -8,6 +8,7 @@ from keras import ops
 from plait.errors import message
 from plait.losses.base import MixtureObjective
 from plait.ops.combine import at_least_float32
+from plait.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -54,7 +55,7 @@ class ExpertMean(MixtureObjective):
         self.weighted = weighted
         self._values = _unreduced(self.loss)
 
-    def per_example(self, y_true: Any, weights: Any, outputs: Any) -> Any:
+    def per_example(self, y_true: Tensor, weights: Tensor, outputs: Tensor) -> Tensor:
         """Returns the mean of the experts' losses for each example."""
         losses = self._expert_losses(ops.convert_to_tensor(y_true), at_least_float32(outputs))
         weights = at_least_float32(weights)
@@ -74,7 +75,7 @@ class ExpertMean(MixtureObjective):
             return ops.mean(losses, axis=0)
         return ops.sum(ops.moveaxis(weights, -1, 0) * losses, axis=0)
 
-    def _expert_losses(self, y_true: Any, outputs: Any) -> Any:
+    def _expert_losses(self, y_true: Tensor, outputs: Tensor) -> Tensor:
         """Returns the losses `(e, b, …)`: the experts' batches, laid end to end, in one call."""
         num_experts, *shape = ops.shape(outputs)
         if len(y_true.shape) == len(shape) - 1 and shape[-1] == 1:
@@ -97,7 +98,7 @@ class ExpertMean(MixtureObjective):
         )
         return ops.reshape(losses, (num_experts, -1, *ops.shape(losses)[1:]))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
@@ -106,7 +107,7 @@ class ExpertMean(MixtureObjective):
         }
 
 
-def _unreduced(loss: Any) -> Any:
+def _unreduced(loss: Any) -> Tensor:
     """Returns the loss as a function that gives one value per example, or per step."""
     if not isinstance(loss, keras.losses.Loss):
         return loss

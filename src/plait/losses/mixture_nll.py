@@ -10,6 +10,7 @@ from plait.losses import families
 from plait.losses.base import MixtureObjective
 from plait.ops.combine import at_least_float32
 from plait.ops.likelihood import log_likelihood, posterior
+from plait.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -57,7 +58,7 @@ class MixtureNLL(MixtureObjective):
         """The family, which owns the learned scales."""
         return self.family
 
-    def log_densities(self, y_true: Any, weights: Any, outputs: Any) -> Any:
+    def log_densities(self, y_true: Tensor, weights: Tensor, outputs: Tensor) -> Tensor:
         """Returns `log p_l(y | x)` of each example, `(e, b, …)`.
 
         Raises:
@@ -82,19 +83,19 @@ class MixtureNLL(MixtureObjective):
             else densities
         )
 
-    def per_example(self, y_true: Any, weights: Any, outputs: Any) -> Any:
+    def per_example(self, y_true: Tensor, weights: Tensor, outputs: Tensor) -> Tensor:
         """Returns the negative log-likelihood of each example."""
         return -log_likelihood(weights, self.log_densities(y_true, weights, outputs))
 
-    def responsibilities(self, y_true: Any, weights: Any, outputs: Any) -> Any:
+    def responsibilities(self, y_true: Tensor, weights: Tensor, outputs: Tensor) -> Tensor:
         """Returns `h_l = w_l p_l / Σ_j w_j p_j`."""
         return posterior(weights, self.log_densities(y_true, weights, outputs))
 
-    def mean(self, outputs: Any) -> Any:
+    def mean(self, outputs: Tensor) -> Tensor:
         """Returns the mean of each expert's distribution."""
         return self.family.mean(outputs)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         config = super().get_config()
         return {**config, "family": keras.saving.serialize_keras_object(self.family)}

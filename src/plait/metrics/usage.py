@@ -8,6 +8,7 @@ from keras import ops
 from plait.errors import message
 from plait.ops.combine import at_least_float32
 from plait.ops.usage import gate_entropy, idle
+from plait.typing import Config, Tensor
 
 
 class _OfWeights(keras.metrics.Metric):
@@ -28,7 +29,7 @@ class _OfWeights(keras.metrics.Metric):
             shape=(num_experts,), initializer="zeros", name="totals", dtype="float32"
         )
 
-    def update_state(self, weights: Any, sample_weight: Any = None) -> None:
+    def update_state(self, weights: Tensor, sample_weight: Tensor = None) -> None:
         """Adds the weights of some rows.
 
         Args:
@@ -40,11 +41,11 @@ class _OfWeights(keras.metrics.Metric):
             weights = weights * ops.reshape(ops.cast(sample_weight, weights.dtype), (-1, 1))
         self.totals.assign(self.totals + ops.cast(ops.sum(weights, axis=0), "float32"))
 
-    def usage(self) -> Any:
+    def usage(self) -> Tensor:
         """Returns each expert's share of all weight, `(e,)`."""
         return self.totals / ops.maximum(ops.sum(self.totals), 1e-30)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "num_experts": self.num_experts}
 
@@ -111,12 +112,12 @@ class DeadExperts(_OfWeights):
         super().__init__(num_experts, name=name, dtype=dtype)
         self.threshold = threshold
 
-    def result(self) -> Any:
+    def result(self) -> Tensor:
         """Returns a scalar; zero before any weights were seen."""
         dead = ops.sum(ops.cast(idle(self.usage(), self.threshold), "float32"))
         return ops.where(ops.sum(self.totals) > 0, dead, ops.zeros_like(dead))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "threshold": self.threshold}
 
@@ -141,12 +142,12 @@ class GateEntropy(keras.metrics.Mean):
     def __init__(self, name: str = "gate_entropy", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
 
-    def update_state(self, weights: Any, sample_weight: Any = None) -> None:
+    def update_state(self, weights: Tensor, sample_weight: Tensor = None) -> None:
         """Adds the weights `(b, …, e)` of some rows, which count as `sample_weight` `(b, …)`."""
         super().update_state(gate_entropy(weights), sample_weight=sample_weight)
 
 
-def rows_of(weights: Any, num_experts: int) -> Any:
+def rows_of(weights: Tensor, num_experts: int) -> Tensor:
     """Returns the weights as `(n, e)`, checked to count the experts."""
     weights = at_least_float32(weights)
     if weights.shape[-1] != num_experts:

@@ -1,37 +1,38 @@
-"""Puts a mixture's experts together: checks what was passed, builds what is not built."""
+"""Puts a mixture together: checks its arguments, builds gate and experts, checks that they fit."""
 
-import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import keras
 from keras import tree
 
 from plait.errors import choose_from, message
-from plait.experts import (
-    ExpertBank,
-    FreshValues,
-    Placed,
-    SharedBank,
-    SingleExpert,
-    StackedExperts,
-    StackedRunner,
-    alike,
-    check_same,
-    copy_of,
-    copy_with_weights,
-    shared_variables,
-    stack_many,
-    why_alone,
+from plait.mixture import gates
+from plait.mixture.inputs import select, select_each
+from plait.mixture.ownership import make_experts
+from plait.mixture.specs import (
+    as_rows,
+    check_agreement,
+    check_gate,
+    check_rank_rule,
+    output_specs,
+    specs_of,
+    takes_single_rows,
 )
-from plait.mixture.specs import output_specs
 from plait.mixture.state import MixtureState
-from plait.typing import Nested
+from plait.ops.combine import merged_dtype
+from plait.ops.shapes import merge
+from plait.typing import Nested, Shape, Shapes
+
+if TYPE_CHECKING:
+    from plait.mixture.model import Mixture
 
 EXECUTIONS = ("auto", "loop", "stacked")
 
 
-def check_experts(experts: Any, num_experts: int | None) -> tuple[list[Any], int]:
+def check_experts(
+    experts: list[keras.layers.Layer] | keras.layers.Layer, num_experts: int | None
+) -> tuple[list[keras.layers.Layer], int]:
     """Returns the experts as a list (of one template) and their number.
 
     Raises:
@@ -93,130 +94,138 @@ def check_execution(execution: str) -> str:
     return execution
 
 
-class Made(NamedTuple):
-    """The experts of a mixture, ready to run.
+def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
+    """Builds gate, router and experts, and fills in the mixture's state.
 
-    Attributes:
-        bank: What runs them.
-        owned: The layers that own their variables, where the mixture does.
+    Args:
+        mixture: The mixture.
+        input_shape: Structure of the inputs' shapes.
+
+    Returns:
+        The layers that own the experts' variables, where the mixture does.
+
+    Raises:
+        ValueError: If gate and experts do not fit together.
     """
+    state, sparse = mixture.state, mixture.is_sparse
+    state.input_shape = input_shape
+    inputs = specs_of(input_shape, state.input_dtype)
+    part = select(inputs, mixture.gate_inputs, "the gate")
+    scores = check_gate(output_specs(mixture.gate, part), mixture.gate, mixture.num_experts)
+    weights_shape = state.weights_shape = tuple(scores.shape)
+    if mixture.router is not None and not mixture.router.built:
+        mixture.router.build(weights_shape)
+    if mixture.router is not None:
+        mixture.router.report_as(mixture.name)
+    fed = select_each(inputs, state.selectors)
+    rows = _row_specs(mixture, fed, weights_shape) if sparse else None
+    state.dispatches = rows is not None
+    state.built_bank, owned = make_experts(
+        state, mixture.num_experts, fed if rows is None else rows, mixture.execution
+    )
+    state.output_specs = expert_specs(state, fed, scores)
+    check_rank_rule(weights_shape, state.output_specs)
+    by_path = defaultdict(list)
+    layers = [*(owned or state.given), mixture.gate]
+    for variable in {id(v): v for layer in layers for v in layer.trainable_variables}.values():
+        by_path[variable.path].append(variable)
+    state.namesakes = [group for group in by_path.values() if len(group) > 1]
+    _warn_of_the_gate(mixture)
+    return owned
 
-    bank: ExpertBank
-    owned: list[keras.layers.Layer]
+
+def _row_specs(mixture: "Mixture", fed: list[Nested], weights_shape: Shape) -> list[Nested] | None:
+    """Returns the specs of one row each, or `None` where experts cannot run row by row."""
+    state, rank = mixture.state, len(weights_shape) - 1
+    if rank == 1:
+        return fed
+    if all(len(spec.shape) >= rank for spec in tree.flatten(fed)):
+        rows = [as_rows(part, rank) for part in fed]
+        if takes_single_rows(state.first, rows[0]):
+            return rows
+    state.warn_once(
+        f"The experts of {mixture.name!r} run on every step: {state.first.name!r} does not take "
+        f"single rows, which weights of shape {weights_shape} route. Leave the experts "
+        "unbuilt, or build them for the input of one step."
+    )
+    return None
 
 
-def make_experts(
-    state: MixtureState, num_experts: int, inputs: Sequence[Nested], execution: str
-) -> Made:
-    """Makes what runs a mixture's experts, and builds those that are not built.
+def expert_specs(state: MixtureState, fed: list[Nested], weights: keras.KerasTensor) -> Nested:
+    """Returns the experts' common output specs, checked to agree.
 
     Args:
         state: Of the mixture.
-        num_experts: Number of experts, `e`.
-        inputs: The input specs that all experts share, or of each.
-        execution: `"auto"`, `"loop"` or `"stacked"`.
+        fed: Symbolic inputs that all experts share, or one for each.
+        weights: Symbolic weights `(b, …, e)`.
+
+    Raises:
+        ValueError: If structure or shape differ between experts.
     """
-    if state.ownership == "template":
-        return _of_template(state.first, num_experts, inputs, execution)
-    if state.ownership == "copied":
-        return _of_copies(state.given, inputs, execution)
-    for position, expert in enumerate(state.given):
-        if not expert.built:
-            output_specs(expert, _of(inputs, position))
-    bank = SharedBank(state.given, execution, inputs)
-    if execution == "stacked" and len(bank.groups(True)) == num_experts > 1:
-        _warn_of_nothing_to_stack(bank)
-    return Made(bank, [])
-
-
-def _of(inputs: Sequence[Nested], position: int) -> Nested:
-    return inputs[0 if len(inputs) == 1 else position]
-
-
-def _warn_of_nothing_to_stack(bank: SharedBank) -> None:
-    shared = shared_variables(bank.experts)
-    reasons = {
-        "it shares variables with another"
-        if position in shared
-        else why_alone(expert) or bank.why_single(position) or "its architecture differs"
-        for position, expert in enumerate(bank.experts)
-    }
-    warnings.warn(
-        f"execution='stacked' found no experts to stack: {'; '.join(sorted(reasons))}. "
-        "They run one after another.",
-        stacklevel=4,
+    rank = len(weights.shape) - 1
+    if not state.dispatches or rank == 1:
+        return check_agreement(state.bank.output_specs(fed))
+    rows = [as_rows(part, rank) for part in fed]
+    return tree.map_structure(
+        lambda spec: keras.KerasTensor((*weights.shape[:-1], *spec.shape[1:]), spec.dtype),
+        check_agreement(state.bank.output_specs(rows)),
     )
 
 
-def _of_template(
-    template: keras.layers.Layer, num_experts: int, inputs: Sequence[Nested], execution: str
-) -> Made:
-    """Makes fresh experts of a template, which is left as it is."""
+def merged_specs(mixture: "Mixture", inputs: Nested) -> Nested:
+    """Returns shape and dtype of a built mixture's output for symbolic inputs."""
+    part = select(inputs, mixture.gate_inputs, "the gate")
+    weights = mixture.gate.compute_output_spec(part)
+    outputs = expert_specs(mixture.state, select_each(inputs, mixture.state.selectors), weights)
 
-    def copy(offset: int) -> keras.layers.Layer:
-        made = copy_of(template, offset)
-        if not template.built:
-            check_same(made, template)
-        if not made.built:
-            output_specs(made, _of(inputs, offset))
-        return made
+    def merged(spec: keras.KerasTensor) -> keras.KerasTensor:
+        if mixture.objective is not None:
+            stacked = keras.KerasTensor((mixture.num_experts, *spec.shape), spec.dtype)
+            spec = keras.KerasTensor(mixture.objective.mean(stacked).shape[1:], spec.dtype)
+        routed = len(weights.shape) - 1
+        shape = merge(weights.shape[:-1], spec.shape[:routed]) + spec.shape[routed:]
+        return keras.KerasTensor(shape, merged_dtype([spec.dtype], mixture.compute_dtype))
 
-    first = copy(0)
-    if template.built:
-        check_same(first, template)
-    alone = why_alone(first)
-    if alone is None:
-        stack = StackedExperts(
-            first,
-            num_experts,
-            FreshValues(first, num_experts, copy),
-            name=f"{num_experts} × {template.name}",
+    return tree.map_structure(merged, outputs)
+
+
+def _warn_of_the_gate(mixture: "Mixture") -> None:
+    """Warns of a gate whose output visibly is not what the router takes, or no weights."""
+    state, gate, router = mixture.state, mixture.gate, mixture.router
+    by_step = [spec for spec in tree.flatten(state.output_specs) if len(spec.shape) == 3]
+    if mixture.is_sparse and state.gate is None and by_step:
+        state.warn_once(
+            f"The default gate of {mixture.name!r} routes whole examples, outputs of shape "
+            f"{tuple(by_step[0].shape)}. To route each step, pass "
+            f"gate=keras.layers.Dense({mixture.num_experts})."
         )
-        return _owned_stack(stack, first, inputs[0], list(range(num_experts)), execution)
-    if execution != "loop":
-        warnings.warn(
-            f"The experts made of {template.name!r} run one after another: {alone}.", stacklevel=5
+    if router is None:
+        if gates.ends_in_raw_scores(gate):
+            state.warn_once(
+                f"The gate {gate.name!r} ends without a softmax and there is no router: its "
+                "scores, of any sign and sum, are the weights. End it with "
+                "activation='softmax', or pass router='softmax'."
+            )
+    elif router.from_logits and gates.ends_in_softmax(gate):
+        state.warn_once(
+            f"The gate {gate.name!r} ends in a softmax, but {type(router).__name__} takes "
+            "logits: the weights are a softmax of a softmax, nearly uniform. Use "
+            "from_logits=False, or end the gate without softmax."
         )
-    experts = [first, *(copy(offset) for offset in range(1, num_experts))]
-    return Made(ExpertBank([Placed([i], SingleExpert(e)) for i, e in enumerate(experts)]), experts)
 
 
-def _of_copies(
-    experts: Sequence[keras.layers.Layer], inputs: Sequence[Nested], execution: str
-) -> Made:
-    """Copies experts, weights included; alike ones run stacked."""
-    copies = [
-        copy_with_weights(expert, lambda made, i=i: output_specs(made, _of(inputs, i)))
-        for i, expert in enumerate(experts)
-    ]
-    placed: list[Placed] = []
-    owned: list[keras.layers.Layer] = []
-    for positions in alike(copies):
-        members = [copies[position] for position in positions]
-        if len(members) == 1:
-            placed.append(Placed(positions, SingleExpert(members[0])))
-            owned.append(members[0])
-            continue
-        columns = list(zip(*(member.variables for member in members), strict=True))
-        stack = StackedExperts(
-            members[0],
-            len(members),
-            lambda position, columns=columns: stack_many([v.value for v in columns[position]]),
-            name=f"{len(members)} × {experts[positions[0]].name}",
+def check_single_output(mixture: "Mixture") -> None:
+    """Checks that the experts have the one output that an objective takes.
+
+    Raises:
+        ValueError: If they have several.
+    """
+    outputs = mixture.state.output_specs
+    if mixture.objective is not None and len(tree.flatten(outputs)) > 1:
+        raise ValueError(
+            message(
+                f"{type(mixture.objective).__name__} takes experts with one output",
+                f"outputs {tree.map_structure(lambda spec: str(tuple(spec.shape)), outputs)}",
+                "Make a mixture of models that return one of them, or compile Keras losses",
+            )
         )
-        made = _owned_stack(stack, members[0], _of(inputs, positions[0]), positions, execution)
-        placed += made.bank.placed
-        owned += made.owned
-    return Made(ExpertBank(placed), owned)
-
-
-def _owned_stack(
-    stack: StackedExperts,
-    layer: keras.layers.Layer,
-    inputs: Nested,
-    positions: list[int],
-    execution: str,
-) -> Made:
-    stack.build(tree.map_structure(lambda spec: tuple(spec.shape), inputs))
-    runner = StackedRunner(layer, stack, vectorized=execution != "loop")
-    return Made(ExpertBank([Placed(positions, runner)]), [stack])

@@ -122,7 +122,7 @@ def _guarded(
 
 
 def _without_unchosen(outputs: Nested, keep: Tensor) -> Nested:
-    """Returns outputs `(e, b, …, u)` with zeros where an expert was not chosen, `keep` `(b, …, e)`."""
+    """Returns outputs `(e, b, …, u)` with zeros where `keep` `(b, …, e)` is false."""
     rank = len(keep.shape)
     keep = ops.transpose(keep, (rank - 1, *range(rank - 1)))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from plait.errors import choose_from, message
 from plait.ops.shapes import shape_leaves
 from plait.typing import Config, Nested, Shape, Shapes, Tensor
 
-GateSpec = keras.layers.Layer | str | Sequence[float] | np.ndarray | None
+GateSpec: TypeAlias = keras.layers.Layer | str | Sequence[float] | np.ndarray | None
 """What the argument `gate` of a mixture may be."""
 
 

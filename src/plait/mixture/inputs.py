@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from plait.errors import message
-from plait.typing import Config, Nested
+from plait.typing import Nested
 
-Selector: TypeAlias = None | str | int | tuple[str | int, ...] | list["Selector"]
+Selector: TypeAlias = str | int | tuple[str | int, ...] | list["Selector"] | None
 """`None` for the whole input; a key or position; a path of these; a list of any of these."""
 
 
@@ -100,7 +100,7 @@ def select_each(inputs: Nested, chosen: Sequence[Selector]) -> list[Nested]:
     return found
 
 
-def to_config(selector: Selector) -> Selector | Config | list[Config]:
+def to_config(selector: Selector) -> Nested:
     """Returns a selector in a form that JSON keeps: a path is marked as one."""
     if isinstance(selector, tuple):
         return {"path": list(selector)}
@@ -109,7 +109,7 @@ def to_config(selector: Selector) -> Selector | Config | list[Config]:
     return selector
 
 
-def from_config(config: Selector | Config | list[Config]) -> Selector:
+def from_config(config: Nested) -> Selector:
     """Returns the selector that `to_config` was given."""
     if isinstance(config, dict):
         return tuple(config["path"])

@@ -1,6 +1,5 @@
 """The mixture: parallel Keras models and a gate, as one Keras model."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,14 @@ from keras import ops, tree
 
 from plait import routers
 from plait.compat import UntrackedList, attach_masks, is_functional, masks_of
-from plait.errors import message
 from plait.mixture import gates, introspection, optimizers, serialization
-from plait.mixture.build import check_execution, check_experts, make_experts
+from plait.mixture.build import (
+    build,
+    check_execution,
+    check_experts,
+    check_single_output,
+    merged_specs,
+)
 from plait.mixture.forward import (
     Fed,
     Merged,
@@ -25,21 +29,13 @@ from plait.mixture.forward import (
 )
 from plait.mixture.inputs import Selector, select, select_each, selectors
 from plait.mixture.objective import PartsModel
-from plait.mixture.specs import (
-    as_rows,
-    check_agreement,
-    check_gate,
-    check_rank_rule,
-    output_specs,
-    specs_of,
-    takes_single_rows,
-)
+from plait.mixture.specs import as_rows, specs_of
 from plait.mixture.state import MixtureState
-from plait.ops.backend import compiles, forget_gradients, outside_of_graphs
-from plait.ops.combine import merge_chosen, merge_stacked, merged_dtype
+from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
+from plait.ops.combine import merge_chosen, merge_stacked
 from plait.ops.routing import Routing
-from plait.ops.shapes import map_shapes, merge
-from plait.typing import Config, Mask, Nested, Shape, Shapes
+from plait.ops.shapes import map_shapes
+from plait.typing import Config, Nested, Shape, Shapes
 
 if TYPE_CHECKING:
     from plait.training.em import EMResult
@@ -140,35 +136,13 @@ class Mixture(PartsModel):
             "softmax" if router is None and learned and not by_caller else router
         )
         # Set before `build`: a model around the mixture may be compiled first.
-        self.supports_jit = compiles(dispatches=self._is_sparse)
+        self.supports_jit = compiles(dispatches=self.is_sparse)
         self._build_early()
 
     @property
-    def _is_sparse(self) -> bool:
+    def is_sparse(self) -> bool:
+        """Whether the router gives some experts a weight of zero, so that they need not run."""
         return self.router is not None and self.router.sparse
-
-    def _warn_of_the_gate(self, outputs: Nested) -> None:
-        """Warns of a gate whose output visibly is not what the router takes, or no weights."""
-        by_step = [spec for spec in tree.flatten(outputs) if len(spec.shape) == 3]
-        if self._is_sparse and self.state.gate is None and by_step:
-            self.state.warn_once(
-                f"The default gate of {self.name!r} routes whole examples, outputs of shape "
-                f"{tuple(by_step[0].shape)}. To route each step, pass "
-                f"gate=keras.layers.Dense({self.num_experts})."
-            )
-        if self.router is None:
-            if gates.ends_in_raw_scores(self.gate):
-                self.state.warn_once(
-                    f"The gate {self.gate.name!r} ends without a softmax and there is no router: "
-                    "its scores, of any sign and sum, are the weights. End it with "
-                    "activation='softmax', or pass router='softmax'."
-                )
-        elif self.router.from_logits and gates.ends_in_softmax(self.gate):
-            self.state.warn_once(
-                f"The gate {self.gate.name!r} ends in a softmax, but "
-                f"{type(self.router).__name__} takes logits: the weights are a softmax of a "
-                "softmax, nearly uniform. Use from_logits=False, or end the gate without softmax."
-            )
 
     def _build_early(self) -> None:
         """Builds at once where the first expert has a known input, which all read whole."""
@@ -194,34 +168,9 @@ class Mixture(PartsModel):
         """Builds gate and experts, and checks that they fit together."""
         if self.state.built_bank is None:  # else built early, for the input of the experts
             with outside_of_graphs():  # `predict` may be the first to call, inside a trace
-                self._build(input_shape)
-
-    def _build(self, input_shape: Shapes) -> None:
-        state = self.state
-        state.input_shape = input_shape
-        inputs = specs_of(input_shape, state.input_dtype)
-        scores = check_gate(
-            output_specs(self.gate, self._gate_part(inputs)), self.gate, self.num_experts
-        )
-        weights_shape = state.weights_shape = tuple(scores.shape)
-        if self.router is not None and not self.router.built:
-            self.router.build(weights_shape)
-        fed = select_each(inputs, state.selectors)
-        rows = self._row_specs(fed, weights_shape) if self._is_sparse else None
-        state.dispatches = rows is not None
-        self.supports_jit = compiles(dispatches=state.dispatches)
-        state.built_bank, owned = make_experts(
-            state, self.num_experts, fed if rows is None else rows, self.execution
-        )
-        outputs = state.output_specs = self._output_specs(fed, scores)
-        check_rank_rule(weights_shape, outputs)
-        self.owned_experts = owned
-        by_path = defaultdict(list)
-        for variable in self.trainable_variables:
-            by_path[variable.path].append(variable)
-        state.namesakes = [group for group in by_path.values() if len(group) > 1]
-        self.attach_objective()
-        self._warn_of_the_gate(outputs)
+                self.owned_experts = build(self, input_shape)
+            self.supports_jit = compiles(dispatches=self.state.dispatches)
+            self.attach_objective()
 
     def weights_shape(self) -> Shape | None:
         """Returns the shape of the mixing weights, `(b, …, e)`, or `None` before it is known."""
@@ -233,53 +182,17 @@ class Mixture(PartsModel):
         Raises:
             ValueError: If the experts have several outputs, of which an objective takes one.
         """
-        outputs = self.state.output_specs
-        if self.objective is not None and len(tree.flatten(outputs)) > 1:
-            raise ValueError(
-                message(
-                    f"{type(self.objective).__name__} takes experts with one output",
-                    f"outputs {tree.map_structure(lambda spec: str(tuple(spec.shape)), outputs)}",
-                    "Make a mixture of models that return one of them, or compile Keras losses",
-                )
-            )
+        check_single_output(self)
         super().attach_objective()
 
-    def _row_specs(self, fed: list[Nested], weights_shape: Shape) -> list[Nested] | None:
-        """Returns the specs of one row each, or `None` where experts cannot run row by row."""
-        state, rank = self.state, len(weights_shape) - 1
-        if rank == 1:
-            return fed
-        if all(len(spec.shape) >= rank for spec in tree.flatten(fed)):
-            rows = [as_rows(part, rank) for part in fed]
-            if takes_single_rows(state.first, rows[0]):
-                return rows
-        state.warn_once(
-            f"The experts of {self.name!r} run on every step: {state.first.name!r} does not take "
-            f"single rows, which weights of shape {weights_shape} route. Leave the experts "
-            "unbuilt, or build them for the input of one step."
-        )
-        return None
-
-    def _output_specs(self, fed: list[Nested], weights: keras.KerasTensor) -> Nested:
-        """Returns the experts' common output specs, checked to agree."""
-        state, rank = self.state, len(weights.shape) - 1
-        if not state.dispatches or rank == 1:
-            return check_agreement(state.bank.output_specs(fed))
-        rows = [as_rows(part, rank) for part in fed]
-        return tree.map_structure(
-            lambda spec: keras.KerasTensor((*weights.shape[:-1], *spec.shape[1:]), spec.dtype),
-            check_agreement(state.bank.output_specs(rows)),
-        )
-
-    def _gate_part(self, inputs: Nested) -> Nested:
+    def gate_part(self, inputs: Nested) -> Nested:
+        """Returns what the gate reads of the inputs."""
         return select(inputs, self.gate_inputs, "the gate")
 
     def call(self, inputs: Nested, training: bool | None = None, mask: Nested = None) -> Nested:
         """Returns the merged output."""
         training = bool(training)
         routing = self.route(inputs, training, mask)
-        if training:
-            forget_gradients(self.state.namesakes)
         fed = self._fed(inputs, mask)
         if self._may_dispatch(routing, fed, training):
             merged = self._merge_chosen(routing, fed, training)
@@ -287,6 +200,8 @@ class Mixture(PartsModel):
             merged = self._merge_every(routing, fed, training)
         for loss in merged.losses:
             self.add_loss(loss)
+        if training:
+            clear_gradients(self.state.namesakes, tree.flatten(merged.outputs)[0])
         return merged.outputs
 
     def route(self, inputs: Nested, training: bool, mask: Nested) -> Routing:
@@ -297,9 +212,9 @@ class Mixture(PartsModel):
             training: As for `call`.
             mask: As for `call`.
         """
-        part = self._gate_part(inputs)
+        part = self.gate_part(inputs)
         if mask is not None:
-            part = attach_masks(part, tree.flatten(self._gate_part(mask)))
+            part = attach_masks(part, tree.flatten(self.gate_part(mask)))
         scores = self.gate(part, training=training)
         if self.router is None:
             return Routing(scores)
@@ -349,7 +264,7 @@ class Mixture(PartsModel):
             routing,
             fed,
             by_step=self.state.dispatches,
-            sparse=self._is_sparse,
+            sparse=self.is_sparse,
             training=training,
         )
         outputs = parts.outputs
@@ -393,18 +308,7 @@ class Mixture(PartsModel):
         del training, mask
         if not self.built:
             self.build(tree.map_structure(lambda leaf: tuple(leaf.shape), inputs))
-        weights = self.gate.compute_output_spec(self._gate_part(inputs))
-        outputs = self._output_specs(select_each(inputs, self.state.selectors), weights)
-
-        def merged(spec: keras.KerasTensor) -> keras.KerasTensor:
-            if self.objective is not None:
-                stacked = keras.KerasTensor((self.num_experts, *spec.shape), spec.dtype)
-                spec = keras.KerasTensor(self.objective.mean(stacked).shape[1:], spec.dtype)
-            routed = len(weights.shape) - 1
-            shape = merge(weights.shape[:-1], spec.shape[:routed]) + spec.shape[routed:]
-            return keras.KerasTensor(shape, merged_dtype([spec.dtype], self.compute_dtype))
-
-        return tree.map_structure(merged, outputs)
+        return merged_specs(self, inputs)
 
     def compute_output_shape(self, input_shape: Shapes) -> Shapes:
         """Returns the merged output's shape."""

@@ -36,7 +36,9 @@ def what_differs(optimizer: keras.optimizers.Optimizer) -> str | None:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return what_differs(optimizer.inner_optimizer)
     name = type(optimizer).__name__
-    if type(optimizer) not in _BY_ELEMENT:
+    # Keras has classes of its own for some backends, which are subclasses of the public ones.
+    keras_own = type(optimizer).__module__.startswith("keras.")
+    if not (keras_own and isinstance(optimizer, _BY_ELEMENT)):
         return f"the update of {name}"
     if optimizer.clipnorm:
         return f"clipnorm={optimizer.clipnorm} of {name}"

@@ -1,14 +1,13 @@
 """How evenly a router spreads its load: the balance terms, and the bias that needs none."""
 
-from typing import Any
-
 from keras import ops
 
 from plait.ops.combine import at_least_float32, log_sum_exp
-from plait.ops.routing import Routing, chosen
+from plait.ops.routing import Routing, chosen, excluded
+from plait.typing import Mask, Tensor
 
 
-def expert_load(routing: Routing, mask: Any = None) -> Any:
+def expert_load(routing: Routing, mask: Mask = None) -> Tensor:
     """Returns each expert's share of the load, outside the gradient.
 
     `f_l = (choices of l) / (all choices)`, where a choice has a weight above zero; where every
@@ -37,7 +36,7 @@ def expert_load(routing: Routing, mask: Any = None) -> Any:
     return total / ops.maximum(ops.sum(total), 1e-30)
 
 
-def load_balance(probabilities: Any, load: Any, mask: Any = None) -> Any:
+def load_balance(probabilities: Tensor, load: Tensor, mask: Mask = None) -> Tensor:
     """Returns `e · Σ_l f_l · P_l`, one where the load is even (Fedus et al. 2021, eq. 4).
 
     Args:
@@ -53,7 +52,7 @@ def load_balance(probabilities: Any, load: Any, mask: Any = None) -> Any:
     return probabilities.shape[-1] * ops.sum(ops.cast(load, mean.dtype) * mean)
 
 
-def importance(weights: Any, mask: Any = None) -> Any:
+def importance(weights: Tensor, mask: Mask = None) -> Tensor:
     """Returns the squared coefficient of variation of the experts' total weights.
 
     `CV(Σ_i w_il)² = var / mean²` over the experts (Shazeer et al. 2017, eq. 6 and 7), zero where
@@ -77,8 +76,10 @@ def importance(weights: Any, mask: Any = None) -> Any:
     return ops.mean(ops.square(total - mean)) / ops.maximum(ops.square(mean), 1e-30)
 
 
-def z_loss(logits: Any, mask: Any = None) -> Any:
+def z_loss(logits: Tensor, mask: Mask = None) -> Tensor:
     """Returns the mean of `(log Σ_l exp s_l)²`, small where scores are (Zoph et al. 2022, eq. 5).
+
+    An excluded expert adds nothing to the sum, and a row that excludes every expert has size zero.
 
     Args:
         logits: Tensor `(b, …, e)`.
@@ -93,11 +94,14 @@ def z_loss(logits: Any, mask: Any = None) -> Any:
     >>> round(float(z_loss(np.array([[0.0, 0.0]]))), 4)
     0.4805
     """
-    size = ops.square(log_sum_exp(at_least_float32(logits), axis=-1))
+    logits = at_least_float32(logits)
+    empty = ops.all(excluded(logits), axis=-1)
+    size = log_sum_exp(ops.where(ops.expand_dims(empty, -1), ops.zeros_like(logits), logits), -1)
+    size = ops.square(ops.where(empty, ops.zeros_like(size), size))
     return ops.reshape(_mean(_rows(ops.expand_dims(size, -1), mask), mask), ())
 
 
-def moved_bias(bias: Any, load: Any, rate: float) -> Any:
+def moved_bias(bias: Tensor, load: Tensor, rate: float) -> Tensor:
     """Returns the selection bias after one step: up for idle experts, down for busy ones.
 
     `b_l ← b_l + rate · sign(1 / e − f_l)` (Wang et al. 2024, alg. 1). A load of zeros, where
@@ -119,7 +123,7 @@ def moved_bias(bias: Any, load: Any, rate: float) -> Any:
     return bias + ops.cast(rate * ops.sign(ops.mean(load) - load), bias.dtype)
 
 
-def _rows(tensor: Any, mask: Any) -> Any:
+def _rows(tensor: Tensor, mask: Mask) -> Tensor:
     """Returns the tensor as `(n, e)`, with zeros in the rows that the mask leaves out."""
     rows = ops.reshape(tensor, (-1, tensor.shape[-1]))
     if mask is None:
@@ -127,7 +131,7 @@ def _rows(tensor: Any, mask: Any) -> Any:
     return ops.where(ops.reshape(mask, (-1, 1)), rows, ops.zeros_like(rows))
 
 
-def _mean(rows: Any, mask: Any) -> Any:
+def _mean(rows: Tensor, mask: Mask) -> Tensor:
     """Returns the mean over the rows that count; zeros where none does."""
     if mask is None:
         return ops.mean(rows, axis=0)

@@ -1,13 +1,15 @@
 """Weighted sums and log-mixtures: the formula out = Σ w_l(x) · f_l(x)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
+import numpy as np
 from keras import ops, tree
 
+from plait.typing import Mask, Nested, Tensor
 
-def at_least_float32(tensor: Any) -> Any:
+
+def at_least_float32(tensor: Tensor) -> Tensor:
     """Returns `tensor`, or the tensor of an array, in float32, or float64 when it is that.
 
     Softmax, logarithms and sums of products lose too much in half precision.
@@ -16,6 +18,18 @@ def at_least_float32(tensor: Any) -> Any:
     if keras.backend.standardize_dtype(tensor.dtype) == "float64":
         return tensor
     return ops.cast(tensor, "float32")
+
+
+def lowest(tensor: Tensor) -> float:
+    """Returns the lowest finite number of a tensor's dtype, float32 or float64.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops.combine import lowest
+    >>> lowest(np.zeros(1, "float32")) < -3e38
+    True
+    """
+    return float(np.finfo(keras.backend.standardize_dtype(tensor.dtype)).min)
 
 
 def merged_dtype(output_dtypes: Sequence[str], compute_dtype: str) -> str:
@@ -34,7 +48,7 @@ def merged_dtype(output_dtypes: Sequence[str], compute_dtype: str) -> str:
     return compute_dtype
 
 
-def expert_weight(weights: Any, expert: int, rank: int) -> Any:
+def expert_weight(weights: Tensor, expert: int, rank: int) -> Tensor:
     """Returns one expert's weights, shaped to multiply an output of the given rank.
 
     Args:
@@ -49,7 +63,7 @@ def expert_weight(weights: Any, expert: int, rank: int) -> Any:
     return ops.reshape(weight, (*ops.shape(weight), *(1,) * (rank - len(weight.shape))))
 
 
-def weighted_sum(weights: Any, outputs: Sequence[Any]) -> Any:
+def weighted_sum(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """Returns `Σ_l weights[…, l] · outputs[l]`, summed in float32 or better.
 
     Args:
@@ -77,7 +91,7 @@ def weighted_sum(weights: Any, outputs: Sequence[Any]) -> Any:
     return total
 
 
-def weighted_sum_stacked(weights: Any, stacked: Any) -> Any:
+def weighted_sum_stacked(weights: Tensor, stacked: Tensor) -> Tensor:
     """Returns `Σ_l weights[…, l] · stacked[l]` for outputs with the expert axis first.
 
     The experts' engine computes in this layout; see `weighted_sum` for the formula.
@@ -97,7 +111,7 @@ def weighted_sum_stacked(weights: Any, stacked: Any) -> Any:
     return ops.sum(ops.multiply(ops.reshape(weights, shape), stacked), axis=0)
 
 
-def log_sum_exp(terms: Any, axis: int = 0) -> Any:
+def log_sum_exp(terms: Tensor, axis: int = 0) -> Tensor:
     """Returns log Σ exp(terms), finite in value and gradient wherever one term is finite.
 
     Where all terms are −∞ the value is −∞ and the gradient zero, not NaN.
@@ -108,16 +122,18 @@ def log_sum_exp(terms: Any, axis: int = 0) -> Any:
     >>> round(float(log_sum_exp(np.array([-1000.0, -np.inf, -1000.0]))), 2)
     -999.31
     """
-    terms = ops.convert_to_tensor(terms)
+    terms = at_least_float32(terms)
     top = ops.stop_gradient(ops.max(terms, axis=axis, keepdims=True))
-    top = ops.where(ops.isfinite(top), top, ops.zeros_like(top))
-    total = ops.sum(ops.exp(terms - top), axis=axis)
+    # Not by `isfinite`, which PyTorch spells as a comparison with infinity.
+    shift = ops.where(ops.abs(top) <= -lowest(top), top, ops.zeros_like(top))
+    total = ops.sum(ops.exp(terms - shift), axis=axis)
     empty = total <= 0
-    log = ops.log(ops.where(empty, ops.ones_like(total), total)) + ops.squeeze(top, axis)
-    return ops.where(empty, ops.full_like(log, -float("inf")), log)
+    log = ops.log(ops.where(empty, ops.ones_like(total), total)) + ops.squeeze(shift, axis)
+    # Where all terms are −∞ so is the largest. As a constant, −∞ turns into NaN in ONNX.
+    return ops.where(empty, ops.squeeze(top, axis), log)
 
 
-def log_mixture(log_weights: Any, log_outputs: Sequence[Any]) -> Any:
+def log_mixture(log_weights: Tensor, log_outputs: Sequence[Tensor]) -> Tensor:
     """Returns `log Σ_l exp(log_weights[…, l] + log_outputs[l])`, the log of a mixture.
 
     Args:
@@ -142,7 +158,7 @@ def log_mixture(log_weights: Any, log_outputs: Sequence[Any]) -> Any:
     return log_sum_exp(ops.stack(terms), axis=0)
 
 
-def combine_masks(masks: Sequence[Any]) -> Any:
+def combine_masks(masks: Sequence[Mask]) -> Mask:
     """Returns where every given mask is true; `None` stands for no mask.
 
     Args:
@@ -164,21 +180,21 @@ def combine_masks(masks: Sequence[Any]) -> Any:
     return combined
 
 
-def merge_stacked(weights: Any, outputs: Any, compute_dtype: str) -> Any:
+def merge_stacked(weights: Tensor, outputs: Nested, compute_dtype: str) -> Tensor:
     """Returns `Σ_l w_l · f_l` for each leaf `(e, b, …, u)` of the experts' outputs."""
 
-    def merge(leaf: Any) -> Any:
+    def merge(leaf: Tensor) -> Tensor:
         dtype = merged_dtype([keras.backend.standardize_dtype(leaf.dtype)], compute_dtype)
         return ops.cast(weighted_sum_stacked(weights, leaf), dtype)
 
     return tree.map_structure(merge, outputs)
 
 
-def merge_chosen(weights: Any, indices: Any, outputs: Any, compute_dtype: str) -> Any:
+def merge_chosen(weights: Tensor, indices: Tensor, outputs: Nested, compute_dtype: str) -> Tensor:
     """Returns `Σ_j w[i, indices[i, j]] · y[i, j]` for each leaf of the chosen experts' outputs.
 
     Args:
-        weights: Any of shape `(n, e)`.
+        weights: Tensor of shape `(n, e)`.
         indices: int32 `(n, k)`; `e` marks an empty slot.
         outputs: Structure with leaves `(n, k, …, u)`.
         compute_dtype: The mixture's compute dtype.
@@ -190,7 +206,7 @@ def merge_chosen(weights: Any, indices: Any, outputs: Any, compute_dtype: str) -
     taken = ops.take_along_axis(weights, ops.minimum(indices, num_experts - 1), axis=-1)
     taken = ops.where(indices < num_experts, taken, ops.zeros_like(taken))
 
-    def merge(leaf: Any) -> Any:
+    def merge(leaf: Tensor) -> Tensor:
         dtype = merged_dtype([keras.backend.standardize_dtype(leaf.dtype)], compute_dtype)
         shape = (*ops.shape(taken), *(1,) * (len(leaf.shape) - 2))
         weighted = ops.multiply(ops.reshape(taken, shape), at_least_float32(leaf))

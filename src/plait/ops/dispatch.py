@@ -1,17 +1,32 @@
-"""Dispatch: each expert runs only on the rows that chose it."""
+"""Dispatch: each expert runs only on the rows that chose it.
 
+The choices are int32 indices `(n, k)` in `[0, e]`; index `e`, one past the last expert, marks an
+empty slot, on which no expert runs.
+"""
+
+import functools
 import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from keras import ops, tree
 
 from plait.ops import backend
+from plait.typing import Count, Nested, Tensor
 
 __all__ = ["apply_experts", "apply_groups", "capacity", "keep_within_capacity"]
 
 
 def apply_experts(
-    function, variables, inputs, indices, *, num_experts, capacity=None, vectorized=True
-):
+    function: Callable[[list[Tensor], Nested, Count], Nested],
+    variables: Sequence[Tensor],
+    inputs: Nested,
+    indices: Tensor,
+    *,
+    num_experts: int,
+    capacity: int | None = None,
+    vectorized: bool = True,
+) -> Nested:
     """Runs each expert on the rows that chose it, and on no others.
 
     `out[i, j] = f_l(inputs[i])` with `l = indices[i, j]`, and zeros where `l = e`. See
@@ -54,7 +69,12 @@ def apply_experts(
     return apply_groups([group], inputs, indices, capacity)
 
 
-def apply_groups(groups, inputs, indices, capacity=None):
+def apply_groups(
+    groups: Sequence[backend.Group],
+    inputs: Nested,
+    indices: Tensor,
+    capacity: int | None = None,
+) -> Nested:
     """As `apply_experts`, where experts are of several architectures.
 
     Rows are sorted by expert, so that each expert's rows lie side by side; gathers bring them
@@ -95,15 +115,21 @@ def apply_groups(groups, inputs, indices, capacity=None):
         outputs = backend.map_choices(groups, leaves, choices)
     else:
         capacity = math.prod(ops.shape(indices)) if capacity is None else capacity
-        outputs = _in_buffers(groups, leaves, indices, choices, capacity)
+        outputs = _run_in_buffers(groups, leaves, indices, choices, capacity)
     num_rows, num_selected = ops.shape(indices)
     outputs = [ops.reshape(y, (num_rows, num_selected, *ops.shape(y)[1:])) for y in outputs]
     called = next(flat for flat in flats if flat.structure is not None)
     return called.unflatten(outputs)
 
 
-def _in_buffers(groups, leaves, indices, choices, capacity):
-    """Buffers of `c` rows per expert, one vectorised call a group: tensors `(n * k, …)`."""
+def _run_in_buffers(
+    groups: Sequence[backend.Group],
+    leaves: list[Tensor],
+    indices: Tensor,
+    choices: backend.Choices,
+    capacity: Count,
+) -> list[Tensor]:
+    """Returns what one vectorised call a group makes of buffers of `c` rows: `(n * k, …)`."""
     order, place, offsets, num_selected = choices
     num_experts, num_choices = offsets.shape[0] - 1, ops.shape(order)[0]
     num_slots = num_experts * capacity
@@ -119,7 +145,7 @@ def _in_buffers(groups, leaves, indices, choices, capacity):
     filled = ops.reshape(ops.where(step < load, 1, 0), (-1,))
     owner = ops.where(filled > 0, choice, num_choices)
 
-    def buffer(leaf):
+    def buffer(leaf: Tensor) -> Tensor:
         rows = backend.take_rows(
             leaf, choice // num_selected, ops.reshape(slot, (-1, num_selected))
         )
@@ -152,8 +178,8 @@ def _in_buffers(groups, leaves, indices, choices, capacity):
     return [backend.take_rows(y, slot, owner[:, None]) for y in outputs]
 
 
-def _sort(indices, num_experts):
-    """The choices `(n, k)` sorted by expert, ties by row."""
+def _sort(indices: Tensor, num_experts: int) -> backend.Choices:
+    """Returns the choices `(n, k)` sorted by expert, ties by row."""
     expert = ops.reshape(indices, (-1,))
     num_choices = ops.shape(expert)[0]
     numbers = ops.arange(num_choices, dtype="int32")
@@ -166,23 +192,25 @@ def _sort(indices, num_experts):
     return backend.Choices(order, place, _offsets(expert, num_experts), indices.shape[1])
 
 
-def _offsets(expert, num_experts):
-    """Where each expert's run begins once choices `(n * k,)` are sorted: int32 `(e + 1,)`."""
+def _offsets(expert: Tensor, num_experts: int) -> Tensor:
+    """Returns where each expert's run begins in the sorted choices `(n * k,)`: int32 `(e + 1,)`."""
     loads = ops.segment_sum(ops.ones_like(expert), expert, num_segments=num_experts + 1)
     return ops.cast(ops.cumsum(loads) - loads, "int32")
 
 
-def keep_within_capacity(indices, weights, num_experts, capacity):
-    """For each expert, its `capacity` choices of the largest weight.
+def keep_within_capacity(
+    indices: Tensor, weights: Tensor, num_experts: int, capacity: Count
+) -> Tensor:
+    """Returns which choices an expert keeps: its `capacity` choices of the largest weight.
 
     Args:
-        indices: int32 `(n, k)`, the chosen experts, in `[0, e]`; `e` stands for nobody.
+        indices: int32 `(n, k)`, the chosen experts, in `[0, e]`.
         weights: Tensor `(n, k)`, what each choice weighs. Among equals the earlier row wins.
         num_experts: `e`, an integer.
-        capacity: `c`, an integer: how many rows one expert takes.
+        capacity: `c`, an integer or integer tensor: how many rows one expert takes.
 
     Returns:
-        bool `(n, k)`: whether the choice is kept. Nobody is never kept.
+        bool `(n, k)`: whether the choice is kept; false in empty slots.
 
     Example:
     ```python
@@ -197,34 +225,38 @@ def keep_within_capacity(indices, weights, num_experts, capacity):
     indices = ops.cast(indices, "int32")
     expert = ops.reshape(indices, (-1,))
     offsets = _offsets(expert, num_experts)
-    somebody = expert < num_experts
+    filled = expert < num_experts
 
-    def heaviest():
+    def heaviest() -> Tensor:
         heavy = ops.argsort(-ops.reshape(ops.convert_to_tensor(weights), (-1,)))
         grouped = ops.argsort(ops.take(expert, heavy))
         place = ops.cast(ops.argsort(ops.take(heavy, grouped)), "int32")
-        return somebody & (place - ops.take(offsets, expert) < capacity)
+        return filled & (place - ops.take(offsets, expert) < capacity)
 
     if backend.loads_are_known():
         # The three sorts take longer than routing, and most often nothing overflows.
         overflows = ops.any(offsets[1:] - offsets[:-1] > capacity)
-        kept = ops.cond(overflows, heaviest, lambda: somebody)
+        kept = ops.cond(overflows, heaviest, lambda: filled)
     else:
         kept = heaviest()
     return ops.reshape(kept, ops.shape(indices))
 
 
-def capacity(num_rows, num_selected, num_experts, factor):
-    """How many rows one expert takes: `c = ⌈factor · n · k / e⌉`, in `[1, n]`.
+def capacity(num_rows: Count, num_selected: int, num_experts: int, factor: float) -> Count:
+    """Returns how many rows one expert takes: `c = ⌈factor · n · k / e⌉`, at most `n`.
+
+    The factor is read as the nearest fraction with a denominator of at most 10 000, and is at least
+    1 / 10 000. The arithmetic is that of integers, so the number is the same whether `n` is known
+    when a graph is built or only at run time.
 
     Args:
-        num_rows: `n`, an integer.
+        num_rows: `n`, an integer, or an integer tensor where it is only known at run time.
         num_selected: `k`, an integer.
         num_experts: `e`, an integer.
         factor: How much room there is over a balanced load.
 
     Returns:
-        An integer.
+        An integer, or an integer tensor where `num_rows` is one.
 
     Example:
     ```python
@@ -234,6 +266,28 @@ def capacity(num_rows, num_selected, num_experts, factor):
 
     ```
     """
-    return max(
-        1, min(num_rows, math.ceil(round(factor * num_rows * num_selected / num_experts, 6)))
-    )
+    digits, base, numerator, denominator = _share(num_selected, num_experts, factor)
+    # n · p / q by long multiplication, one digit of p at a time, with n = whole · q + rest.
+    whole, rest = num_rows // denominator, num_rows % denominator
+    quotient, remainder = 0, 0
+    for digit in digits:
+        remainder = remainder * base + rest * digit
+        quotient = quotient * base + remainder // denominator
+        remainder = remainder % denominator
+    return whole * numerator + quotient - (-remainder // denominator)
+
+
+@functools.cache
+def _share(num_selected: int, num_experts: int, factor: float) -> tuple[list[int], int, int, int]:
+    """Returns `p / q = min(factor · k / e, 1)` for `capacity`, and the digits of `p`.
+
+    Returns:
+        The digits of `p`, the first one first; their base, such that `2 · q · base` stays below
+        2³¹ and no product in `capacity` overflows int32; `p`; `q`.
+    """
+    nearest = max(Fraction(factor).limit_denominator(10_000), Fraction(1, 10_000))
+    share = min(nearest * num_selected / num_experts, Fraction(1))
+    bits = max(1, 30 - share.denominator.bit_length())
+    length = -(-share.numerator.bit_length() // bits)
+    digits = [(share.numerator >> bits * place) % 2**bits for place in reversed(range(length))]
+    return digits, 2**bits, share.numerator, share.denominator

@@ -6,6 +6,7 @@ from typing import Any
 from keras import ops
 
 from plait.ops.combine import at_least_float32, log_sum_exp
+from plait.typing import Tensor
 
 # Below this a probability or rate is taken for this; its logarithm has a finite gradient.
 SMALLEST = 1e-20
@@ -17,7 +18,7 @@ _LARGEST = math.exp(80.0)
 _MANY = 4.0
 
 
-def gaussian(y: Any, mean: Any, log_scale: Any) -> Any:
+def gaussian(y: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Returns `log N(y | mean, scale²) = −z² / 2 − log scale − log(2π) / 2`.
 
     Here `z = (y − mean) / scale`. The scale is taken for at least 1e-6, `|y − mean|` for at most
@@ -40,7 +41,7 @@ def gaussian(y: Any, mean: Any, log_scale: Any) -> Any:
     return -0.5 * ops.square(z) - log_scale - 0.5 * math.log(2 * math.pi)
 
 
-def poisson(y: Any, log_rate: Any, rate: Any = None) -> Any:
+def poisson(y: Tensor, log_rate: Any, rate: Any = None) -> Tensor:
     """Returns `log Poisson(y | rate) = y · log rate − rate − log y!`.
 
     Of many counts the terms are large and nearly cancel, so that these go by the deviance from the
@@ -75,7 +76,7 @@ def poisson(y: Any, log_rate: Any, rate: Any = None) -> Any:
     )
 
 
-def _poisson_deviance(y: Any, rate: Any, log_rate: Any) -> Any:
+def _poisson_deviance(y: Tensor, rate: Any, log_rate: Any) -> Tensor:
     """Returns `D(y, rate) = y log(y / rate) + rate − y`, exact to rounding where it is small.
 
     Near the rate, with `v = (y − rate) / (y + rate)`, by `log(y / rate) = 2 Σ_j v^(2j+1) / (2j+1)`.
@@ -93,7 +94,7 @@ def _poisson_deviance(y: Any, rate: Any, log_rate: Any) -> Any:
     return ops.where(ops.abs(v) < 0.2, near, -y * log_ratio - difference)
 
 
-def log_factorial(y: Any) -> Any:
+def log_factorial(y: Tensor) -> Tensor:
     """Returns `log Γ(y + 1)`, to 1e-6 relative to the larger of it and one.
 
     Stirling's series at `y + 8`, less the logarithms of the seven factors in between; counts
@@ -114,19 +115,19 @@ def log_factorial(y: Any) -> Any:
     return lead + _stirling_error(x) + 0.5 * math.log(2 * math.pi) - ops.log(factors)
 
 
-def _stirling_error(x: Any) -> Any:
+def _stirling_error(x: Any) -> Tensor:
     """Returns `log Γ(x) − ((x − 1/2) log x − x + log(2π) / 2)` by its series, for `x ≥ 4`."""
     r = 1.0 / x
     s = r * r
     return r * (1.0 / 12.0 - s * (1.0 / 360.0 - s * (1.0 / 1260.0 - s / 1680.0)))
 
 
-def _at_least(values: Any, smallest: float) -> Any:
+def _at_least(values: Tensor, smallest: float) -> Tensor:
     """Returns the larger of each value and `smallest`; Keras' `maximum` rounds to float32."""
     return ops.clip(values, smallest, float("inf"))
 
 
-def bernoulli(y: Any, log_odds: Any) -> Any:
+def bernoulli(y: Tensor, log_odds: Any) -> Tensor:
     """Returns `log Bernoulli(y | p) = y · s − log(1 + exp s)` for log-odds `s`.
 
     Args:
@@ -143,7 +144,7 @@ def bernoulli(y: Any, log_odds: Any) -> Any:
     return y * log_odds - ops.softplus(log_odds)
 
 
-def categorical(y: Any, log_probabilities: Any) -> Any:
+def categorical(y: Tensor, log_probabilities: Any) -> Tensor:
     """Returns `log Categorical(y | p) = Σ_c y_c · log p_c` over the last axis.
 
     Args:
@@ -161,12 +162,12 @@ def categorical(y: Any, log_probabilities: Any) -> Any:
     return ops.sum(ops.where(y > 0, y * logs, ops.zeros_like(y * logs)), axis=-1)
 
 
-def safe_log(values: Any, smallest: float = SMALLEST) -> Any:
+def safe_log(values: Tensor, smallest: float = SMALLEST) -> Tensor:
     """Returns the logarithm of the larger of a value and `smallest`."""
     return ops.log(_at_least(at_least_float32(values), smallest))
 
 
-def log_weights(weights: Any) -> Any:
+def log_weights(weights: Tensor) -> Tensor:
     """Returns log w, −∞ where a weight is zero, with a gradient that is zero there, not NaN.
 
     Args:
@@ -177,7 +178,7 @@ def log_weights(weights: Any) -> Any:
     return ops.where(weights > 0, logs, ops.full_like(logs, -float("inf")))
 
 
-def log_likelihood(weights: Any, log_densities: Any) -> Any:
+def log_likelihood(weights: Tensor, log_densities: Tensor) -> Tensor:
     """Returns `log Σ_l w_l p_l` (Jacobs et al. 1991, eq. 1.3), in log space.
 
     A row of zero weights, such as a capacity leaves where it drops a row, has likelihood one.
@@ -202,7 +203,7 @@ def log_likelihood(weights: Any, log_densities: Any) -> Any:
     return ops.where(_weightless(weights), ops.zeros_like(total), total)
 
 
-def posterior(weights: Any, log_densities: Any) -> Any:
+def posterior(weights: Tensor, log_densities: Tensor) -> Tensor:
     """Returns the responsibilities `h_l = w_l p_l / Σ_j w_j p_j`, zero in a row of zero weights.
 
     Args:
@@ -226,5 +227,5 @@ def posterior(weights: Any, log_densities: Any) -> Any:
     return powers / ops.where(total > 0, total, ops.ones_like(total))
 
 
-def _weightless(weights: Any) -> Any:
+def _weightless(weights: Tensor) -> Tensor:
     return ops.logical_not(ops.any(at_least_float32(weights) > 0, axis=-1))

@@ -1,13 +1,12 @@
 """What a gate does with its experts: shares, entropy."""
 
-from typing import Any
-
 from keras import ops
 
 from plait.ops.combine import at_least_float32
+from plait.typing import Tensor
 
 
-def gate_entropy(weights: Any) -> Any:
+def gate_entropy(weights: Tensor) -> Tensor:
     """Returns `−Σ_l w_l log w_l` of each row, in nats: 0 for one expert, log e for all alike.
 
     Weights are divided by their sum first; a row of zeros has entropy 0.
@@ -29,7 +28,7 @@ def gate_entropy(weights: Any) -> Any:
     return ops.sum(shares * -ops.log(ops.maximum(shares, 1e-30)), axis=-1)
 
 
-def idle(usage: Any, threshold: float) -> Any:
+def idle(usage: Tensor, threshold: float) -> Tensor:
     """Returns which experts have less than `threshold` times an even share.
 
     Args:

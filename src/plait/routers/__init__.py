@@ -24,7 +24,7 @@ _ROUTERS: dict[str, type[Router]] = {
 }
 
 
-def get(identifier: Any) -> Router | None:
+def get(identifier: Router | str | dict[str, Any] | None) -> Router | None:
     """Returns the router that a name, a config or an instance stands for.
 
     Args:

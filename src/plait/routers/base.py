@@ -1,5 +1,6 @@
 """The base of the routers: scores in, weights out, and one hook."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +13,21 @@ from plait.ops import balance
 from plait.ops.combine import at_least_float32
 from plait.ops.routing import Routing, log_probabilities, softmax
 from plait.routers.tally import Tally
+from plait.typing import Count, Dtype, Mask, Shape, Tensor
 
 
 class Router(keras.layers.Layer):
     """Turns a gate's scores into mixing weights.
 
     A member of the family implements `select`; everything else is here. Three balance terms, each
-    off at 0, are added to the loss in training, times their coefficient. Their raw values are
-    metrics named `<router name>_load_balance` and so on, means over the steps of an epoch; they
-    stand in the logs of `fit`, and are zero in those of `evaluate`, which balances nothing.
+    off at 0, are added to the loss in training, times their coefficient. Their raw values, means
+    over the steps of an epoch, stand in the logs of `fit` as `<router name>_load_balance` and so
+    on, or under another name than the router's (see `report_as`). What balances nothing, such as
+    `evaluate` and the validation of `fit`, does not show them.
+
+    Under every router a score of −∞ excludes its expert from the row, also by a probability of zero
+    where scores are probabilities, and a score of NaN makes the weights of its row NaN; see
+    `plait.ops.routing`.
 
     Args:
         load_balance: Coefficient of `e · Σ_l f_l P_l`, which is one where the load is even
@@ -31,7 +38,9 @@ class Router(keras.layers.Layer):
             (Zoph et al. 2022, eq. 5).
         from_logits: Whether the scores are logits, the default, or probabilities, such as those
             of a gate that ends in a softmax.
-        **kwargs: `name` and `dtype` of a Keras layer.
+        name: As in Keras.
+        dtype: As in Keras. Weights are computed in float32 or better whatever it is.
+        trainable: As in Keras.
 
     Call arguments:
         scores: Tensor of shape `(b, …, e)`.
@@ -61,27 +70,31 @@ class Router(keras.layers.Layer):
         importance: float = 0.0,
         z_loss: float = 0.0,
         from_logits: bool = True,
-        **kwargs: Any,
+        name: str | None = None,
+        dtype: Dtype | None = None,
+        trainable: bool = True,
     ) -> None:
         # Scores are not cast down to the compute dtype of a mixed policy.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(autocast=False, name=name, dtype=dtype, trainable=trainable)
         self.load_balance = check_not_negative(self, "load_balance", load_balance)
         self.importance = check_not_negative(self, "importance", importance)
         self.z_loss = check_not_negative(self, "z_loss", z_loss)
         self.from_logits = from_logits
         self.supports_masking = True
         self.seed_generator: keras.random.SeedGenerator | None = None
+        self._tallies: dict[str, Tally] = {}
+        self._reported_as = self.name
 
-    def select(self, logits: Any, training: bool) -> Routing:
+    def select(self, logits: Tensor, training: bool) -> Routing:
         """The hook: returns the `Routing` for logits of shape `(b, …, e)`, float32 or better."""
         raise NotImplementedError(f"{type(self).__name__} must implement `select`.")
 
-    def limit(self, routing: Routing, training: bool, mask: Any) -> Routing:
+    def limit(self, routing: Routing, training: bool, mask: Mask) -> Routing:
         """Returns what is left of a routing within the router's capacity; here, all of it."""
         del training, mask
         return routing
 
-    def capacity(self, num_rows: Any, num_experts: int) -> Any:
+    def capacity(self, num_rows: Count, num_experts: int) -> Count | None:
         """Returns how many rows one expert takes at most, or `None` for any number.
 
         Args:
@@ -90,8 +103,9 @@ class Router(keras.layers.Layer):
             num_experts: `e`.
         """
         del num_rows, num_experts
+        return None
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Creates the state, and checks the router's arguments against the number of experts."""
         if input_shape[-1] is None:
             raise ValueError(
@@ -111,13 +125,46 @@ class Router(keras.layers.Layer):
         """Adds a metric `<router name>_<name>`, to be fed by `record`; called in `build`."""
         totals = self.add_state(f"{name}_tally", (2,))
         # Keras finds the metrics of a layer among its attributes.
-        setattr(self, f"{name}_metric", Tally(totals, name=f"{self.name}_{name}"))
+        self._tallies[name] = Tally(totals, name=f"{self._reported_as}_{name}")
 
-    def record(self, name: str, value: Any, count: Any = 1.0) -> None:
+    def record(self, name: str, value: Tensor, count: Tensor = 1.0) -> None:
         """Adds a value, with the weight `count`, to the mean that a metric shows."""
-        getattr(self, f"{name}_metric").add(value, count)
+        self._tallies[name].add(value, count)
 
-    def add_state(self, name: str, shape: tuple[int, ...], start: float = 0.0) -> Any:
+    def recorded(self, name: str) -> Tensor:
+        """Returns the mean of what was recorded since the last reset of the metric `name`.
+
+        Example:
+        >>> import numpy as np
+        >>> import plait
+        >>> router = plait.routers.Softmax(load_balance=0.01)
+        >>> weights = router(np.array([[1.0, 1.0]]), training=True)
+        >>> round(float(router.recorded("load_balance")), 4)
+        1.0
+        """
+        return self._tallies[name].mean()
+
+    def report_as(self, name: str) -> None:
+        """Names the metrics `<name>_load_balance` and so on: after what the router is a part of.
+
+        Two models in one have two sets of metrics in its logs, where their names differ.
+
+        Args:
+            name: Such as the name of the mixture. The router's own name stays.
+
+        Example:
+        >>> import plait
+        >>> router = plait.routers.Softmax(load_balance=0.01)
+        >>> router.build((None, 4))
+        >>> router.report_as("moe")
+        >>> [metric.name for metric in router.metrics]
+        ['moe_load_balance']
+        """
+        self._reported_as = name
+        for term, tally in self._tallies.items():
+            tally.name = f"{name}_{term}"
+
+    def add_state(self, name: str, shape: Shape, start: float = 0.0) -> keras.Variable:
         """Returns a new float32 variable that is saved with the router and not trained."""
         return self.add_weight(
             name=name,
@@ -142,7 +189,7 @@ class Router(keras.layers.Layer):
         if self.seed_generator is not None and seed is not None:
             self.seed_generator.state.assign(np.array(seed))
 
-    def route(self, scores: Any, training: bool | None = None, mask: Any = None) -> Routing:
+    def route(self, scores: Tensor, training: bool | None = None, mask: Mask = None) -> Routing:
         """Returns the weights and, where only some experts count, which ones.
 
         Args:
@@ -160,9 +207,9 @@ class Router(keras.layers.Layer):
             self.balance(logits, routing, mask)
         return self.limit(routing, training, mask)
 
-    def balance(self, logits: Any, routing: Routing, mask: Any) -> None:
+    def balance(self, logits: Tensor, routing: Routing, mask: Mask) -> None:
         """Adds the balance terms of a training step to the loss and to the metrics."""
-        terms: dict[str, Callable[[], Any]] = {
+        terms: dict[str, Callable[[], Tensor]] = {
             "load_balance": lambda: balance.load_balance(
                 softmax(logits), balance.expert_load(routing, mask), mask
             ),
@@ -176,15 +223,15 @@ class Router(keras.layers.Layer):
                 self.add_loss(coefficient * value)
                 self.record(name, value)
 
-    def call(self, scores: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(self, scores: Tensor, training: bool | None = None, mask: Mask = None) -> Tensor:
         """Returns the weights alone; see `route`."""
         return self.route(scores, training=training, mask=mask).weights
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Weights are shaped as the scores are."""
         return tuple(input_shape)
 
-    def compute_output_spec(self, scores: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, scores: Tensor, *args: Any, **kwargs: Any) -> keras.KerasTensor:
         """Weights are in float32, or float64 where the scores are."""
         del args, kwargs
         double = keras.backend.standardize_dtype(scores.dtype) == "float64"
@@ -201,7 +248,7 @@ class Router(keras.layers.Layer):
         }
 
 
-def _over_rows(mask: Any, logits: Any) -> Any:
+def _over_rows(mask: Mask, logits: Tensor) -> Mask:
     """Returns the mask with all routed axes, or `None` where it does not speak of them."""
     routed = len(logits.shape) - 1
     if mask is None or len(mask.shape) > routed:
@@ -209,6 +256,11 @@ def _over_rows(mask: Any, logits: Any) -> Any:
     mask = ops.cast(mask, "bool")
     mask = ops.reshape(mask, (*ops.shape(mask), *(1,) * (routed - len(mask.shape))))
     return ops.broadcast_to(mask, ops.shape(logits)[:-1])
+
+
+def row_count(weights: Tensor) -> Count:
+    """Returns the product of the routed axes, a tensor where it is only known at run time."""
+    return math.prod(ops.shape(weights)[:-1])
 
 
 def check_positive(owner: object, name: str, value: float) -> float:

@@ -4,9 +4,10 @@ from typing import Any
 
 import keras
 
+from plait.ops.dispatch import capacity
 from plait.ops.routing import Routing, expert_choice, softmax
-from plait.routers.base import Router, check_positive
-from plait.routers.top_k import row_count, rows_per_expert
+from plait.routers.base import Router, check_positive, row_count
+from plait.typing import Count, Dtype, Mask, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -19,8 +20,13 @@ class ExpertChoice(Router):
 
     Args:
         capacity_factor: How many experts serve a row on average.
-        **kwargs: `load_balance`, `importance`, `z_loss` and `from_logits` of `Router`; `name` and
-            `dtype` of a Keras layer.
+        load_balance: See `Router`.
+        importance: See `Router`.
+        z_loss: See `Router`.
+        from_logits: See `Router`.
+        name: As in Keras.
+        dtype: As in Keras.
+        trainable: As in Keras.
 
     Raises:
         ValueError: If `capacity_factor` is not a positive number.
@@ -38,24 +44,43 @@ class ExpertChoice(Router):
 
     sparse = True
 
-    def __init__(self, capacity_factor: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        capacity_factor: float = 1.0,
+        *,
+        load_balance: float = 0.0,
+        importance: float = 0.0,
+        z_loss: float = 0.0,
+        from_logits: bool = True,
+        name: str | None = None,
+        dtype: Dtype | None = None,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(
+            load_balance=load_balance,
+            importance=importance,
+            z_loss=z_loss,
+            from_logits=from_logits,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
+        )
         self.capacity_factor = check_positive(self, "capacity_factor", capacity_factor)
 
-    def select(self, logits: Any, training: bool) -> Routing:
+    def select(self, logits: Tensor, training: bool) -> Routing:
         """Returns the probabilities, before the experts pick."""
         del training
         return Routing(softmax(logits))
 
-    def limit(self, routing: Routing, training: bool, mask: Any) -> Routing:
+    def limit(self, routing: Routing, training: bool, mask: Mask) -> Routing:
         """The experts pick."""
         del training
         num_rows = row_count(routing.weights)
         return expert_choice(routing.weights, self.capacity(num_rows, self.num_experts), mask)
 
-    def capacity(self, num_rows: Any, num_experts: int) -> Any:
+    def capacity(self, num_rows: Count, num_experts: int) -> Count:
         """Returns `⌈capacity_factor · n / e⌉`, at most `n`."""
-        return rows_per_expert(num_rows, 1, num_experts, self.capacity_factor)
+        return capacity(num_rows, 1, num_experts, self.capacity_factor)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -5,8 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from plait.ops.routing import Routing, softmax, straight_through
+from plait.ops.routing import Routing, excluded, softmax, straight_through
 from plait.routers.temperature import TemperatureRouter
+from plait.typing import Dtype, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -21,8 +22,13 @@ class Gumbel(TemperatureRouter):
         temperature: `T`, positive; small values give a gradient of little bias and much variance.
         seed: Seed of the noise; its state is saved with the router, so that training resumes
             exactly.
-        **kwargs: `load_balance`, `importance`, `z_loss` and `from_logits` of `Router`; `name` and
-            `dtype` of a Keras layer.
+        load_balance: See `Router`.
+        importance: See `Router`.
+        z_loss: See `Router`.
+        from_logits: See `Router`.
+        name: As in Keras.
+        dtype: As in Keras.
+        trainable: As in Keras.
 
     Raises:
         ValueError: If `temperature` is not a positive number.
@@ -40,12 +46,33 @@ class Gumbel(TemperatureRouter):
 
     sparse = True
 
-    def __init__(self, temperature: float = 1.0, *, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(temperature, **kwargs)
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        seed: int | None = None,
+        load_balance: float = 0.0,
+        importance: float = 0.0,
+        z_loss: float = 0.0,
+        from_logits: bool = True,
+        name: str | None = None,
+        dtype: Dtype | None = None,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(
+            temperature,
+            load_balance=load_balance,
+            importance=importance,
+            z_loss=z_loss,
+            from_logits=from_logits,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
+        )
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def select(self, logits: Any, training: bool) -> Routing:
+    def select(self, logits: Tensor, training: bool) -> Routing:
         """One expert is chosen; in training, every expert's output is needed for the gradient."""
         if not training:
             return straight_through(softmax(logits))
@@ -56,8 +83,8 @@ class Gumbel(TemperatureRouter):
         uniform = ops.clip(uniform, 1e-20, 1.0 - 1e-7)
         noisy = logits - ops.log(-ops.log(uniform))
         weights = straight_through(softmax(noisy, self.temperature_value)).weights
-        everyone = ops.arange(self.num_experts, dtype="int32")
-        return Routing(weights, ops.broadcast_to(everyone, ops.shape(weights)))
+        experts = ops.arange(self.num_experts, dtype="int32")
+        return Routing(weights, ops.where(excluded(logits), self.num_experts, experts))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -1,11 +1,10 @@
 """The softmax router: every expert counts, each in proportion to exp(score)."""
 
-from typing import Any
-
 import keras
 
 from plait.ops.routing import Routing, softmax
 from plait.routers.temperature import TemperatureRouter
+from plait.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -15,8 +14,13 @@ class Softmax(TemperatureRouter):
     Args:
         temperature: `T`, positive; below one sharpens the weights, above one flattens them. It can
             be set again at any time; see `plait.callbacks.TemperatureSchedule`.
-        **kwargs: `load_balance`, `importance`, `z_loss` and `from_logits` of `Router`; `name` and
-            `dtype` of a Keras layer.
+        load_balance: See `Router`.
+        importance: See `Router`.
+        z_loss: See `Router`.
+        from_logits: See `Router`.
+        name: As in Keras.
+        dtype: As in Keras.
+        trainable: As in Keras.
 
     Raises:
         ValueError: If `temperature` is not a positive number.
@@ -32,7 +36,7 @@ class Softmax(TemperatureRouter):
         Jacobs, Jordan, Nowlan, Hinton (1991), Adaptive mixtures of local experts, eq. 1.3.
     """
 
-    def select(self, logits: Any, training: bool) -> Routing:
+    def select(self, logits: Tensor, training: bool) -> Routing:
         """Every expert is chosen."""
         del training
         return Routing(softmax(logits, self.temperature_value))

@@ -1,11 +1,10 @@
 """The sparsemax router: a projection onto the simplex, with exact zeros."""
 
-from typing import Any
-
 import keras
 
 from plait.ops.routing import Routing, sparsemax
 from plait.routers.base import Router
+from plait.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -15,8 +14,13 @@ class Sparsemax(Router):
     How many experts count differs from row to row: from one to all of them.
 
     Args:
-        **kwargs: `load_balance`, `importance`, `z_loss` and `from_logits` of `Router`; `name` and
-            `dtype` of a Keras layer.
+        load_balance: See `Router`.
+        importance: See `Router`.
+        z_loss: See `Router`.
+        from_logits: See `Router`.
+        name: As in Keras.
+        dtype: As in Keras.
+        trainable: As in Keras.
 
     Example:
     >>> import numpy as np
@@ -31,7 +35,7 @@ class Sparsemax(Router):
 
     sparse = True
 
-    def select(self, logits: Any, training: bool) -> Routing:
+    def select(self, logits: Tensor, training: bool) -> Routing:
         """Every expert may count."""
         del training
         return Routing(sparsemax(logits))

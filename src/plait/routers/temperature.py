@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from plait.routers.base import Router, check_positive
+from plait.typing import Dtype, Shape, Tensor
 
 
 class TemperatureRouter(Router):
@@ -12,18 +13,43 @@ class TemperatureRouter(Router):
 
     Args:
         temperature: Positive number, the value at the start.
-        **kwargs: See `Router`.
+        load_balance: See `Router`.
+        importance: See `Router`.
+        z_loss: See `Router`.
+        from_logits: See `Router`.
+        name: As in Keras.
+        dtype: As in Keras.
+        trainable: As in Keras.
 
     Raises:
         ValueError: If `temperature` is not a positive number.
     """
 
-    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        load_balance: float = 0.0,
+        importance: float = 0.0,
+        z_loss: float = 0.0,
+        from_logits: bool = True,
+        name: str | None = None,
+        dtype: Dtype | None = None,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(
+            load_balance=load_balance,
+            importance=importance,
+            z_loss=z_loss,
+            from_logits=from_logits,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
+        )
         self._start = check_positive(self, "temperature", temperature)
         self._variable: keras.Variable | None = None
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Creates the temperature's variable."""
         super().build(input_shape)
         if self._variable is None:
@@ -45,7 +71,7 @@ class TemperatureRouter(Router):
             self._variable.assign(value)
 
     @property
-    def temperature_value(self) -> Any:
+    def temperature_value(self) -> Tensor:
         """The temperature as a scalar tensor, for use in `select`."""
         assert self._variable is not None  # `route` builds first
         return self._variable.value

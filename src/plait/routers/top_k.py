@@ -1,6 +1,6 @@
 """The top-k router: only the k experts of the largest score count."""
 
-import math
+import warnings
 from typing import Any
 
 import keras
@@ -10,7 +10,8 @@ from plait.errors import message
 from plait.ops import balance
 from plait.ops.dispatch import capacity
 from plait.ops.routing import Routing, top_k, within_capacity
-from plait.routers.base import Router, check_not_negative, check_positive
+from plait.routers.base import Router, check_not_negative, check_positive, row_count
+from plait.typing import Count, Dtype, Mask, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -28,16 +29,21 @@ class TopK(Router):
     Args:
         k: How many experts each row keeps.
         capacity_factor: `None` for no limit, or a positive number, such as 1.25.
-        renormalize: Whether the weights of the kept sum to one. With `k=1` they are then all one,
-            and the gate learns from the balance terms only; False gives it the gradient of the
-            plain softmax (Fedus et al. 2021), with weights that sum to less than one.
+        renormalize: Whether the weights of the kept sum to one. `None` is True for `k > 1`, and
+            False for `k=1`, where all weights would be one and the gate could not learn: the weight
+            is then the probability among all experts (Fedus et al. 2021, eq. 2), below one.
         noise: Standard deviation of the Gaussian noise added to the scores in training.
         bias_update_rate: 0, or the step by which a bias that serves the selection only moves after
             every training step towards an even load (Wang et al. 2024, alg. 1).
         seed: Seed of the noise; its state is saved with the router, so that training resumes
             exactly.
-        **kwargs: `load_balance`, `importance`, `z_loss` and `from_logits` of `Router`; `name` and
-            `dtype` of a Keras layer.
+        load_balance: See `Router`.
+        importance: See `Router`.
+        z_loss: See `Router`.
+        from_logits: See `Router`.
+        name: As in Keras.
+        dtype: As in Keras.
+        trainable: As in Keras.
 
     Raises:
         ValueError: If `k` is no integer in [1, e], or another argument is out of its range.
@@ -61,13 +67,27 @@ class TopK(Router):
         k: int = 1,
         capacity_factor: float | None = None,
         *,
-        renormalize: bool = True,
+        renormalize: bool | None = None,
         noise: float = 0.0,
         bias_update_rate: float = 0.0,
         seed: int | None = None,
-        **kwargs: Any,
+        load_balance: float = 0.0,
+        importance: float = 0.0,
+        z_loss: float = 0.0,
+        from_logits: bool = True,
+        name: str | None = None,
+        dtype: Dtype | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            load_balance=load_balance,
+            importance=importance,
+            z_loss=z_loss,
+            from_logits=from_logits,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
+        )
         self.k = _check_k(k)
         self.capacity_factor = capacity_factor
         if capacity_factor is not None:
@@ -77,10 +97,20 @@ class TopK(Router):
         self.bias_update_rate = check_not_negative(self, "bias_update_rate", bias_update_rate)
         self.seed = seed
         self.bias: keras.Variable | None = None
+        # The importance term, too, is a function of the weights.
+        if k == 1 and renormalize and not (load_balance or z_loss):
+            warnings.warn(
+                message(
+                    "The gate of TopK(k=1) gets no gradient from renormalized weights: all are one",
+                    "k=1, renormalize=True, load_balance=0.0, z_loss=0.0",
+                    "Leave `renormalize` at None, or set load_balance=0.01",
+                ),
+                stacklevel=2,
+            )
         if self.noise:
             self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Creates the selection bias and the count of what is dropped, where there are any."""
         super().build(input_shape)
         _check_k(self.k, self.num_experts)
@@ -89,23 +119,24 @@ class TopK(Router):
         if self.capacity_factor is not None:
             self.track("dropped")
 
-    def select(self, logits: Any, training: bool) -> Routing:
+    def select(self, logits: Tensor, training: bool) -> Routing:
         """The k largest scores are chosen."""
         if self.noise and training:
             logits = logits + keras.random.normal(
                 ops.shape(logits), stddev=self.noise, dtype=logits.dtype, seed=self.seed_generator
             )
         bias = None if self.bias is None else self.bias.value
-        return top_k(logits, self.k, bias, self.renormalize)
+        renormalize = self.k > 1 if self.renormalize is None else bool(self.renormalize)
+        return top_k(logits, self.k, bias, renormalize)
 
-    def balance(self, logits: Any, routing: Routing, mask: Any) -> None:
+    def balance(self, logits: Tensor, routing: Routing, mask: Mask) -> None:
         """Adds the balance terms, and moves the selection bias."""
         super().balance(logits, routing, mask)
         if self.bias is not None:
             load = balance.expert_load(routing, mask)
             self.bias.assign(balance.moved_bias(self.bias.value, load, self.bias_update_rate))
 
-    def limit(self, routing: Routing, training: bool, mask: Any) -> Routing:
+    def limit(self, routing: Routing, training: bool, mask: Mask) -> Routing:
         """Drops what overflows, and counts it in training."""
         if self.capacity_factor is None:
             return routing
@@ -114,20 +145,17 @@ class TopK(Router):
             routing, self.capacity(num_rows, self.num_experts), mask
         )
         if training:
-            if mask is None:
-                rows: Any = num_rows
-            else:
-                rows = ops.sum(ops.cast(mask, "float32"))
+            rows = num_rows if mask is None else ops.sum(ops.cast(mask, "float32"))
             choices = ops.maximum(ops.cast(rows * self.k, "float32"), 1.0)
             share = ops.sum(ops.cast(overflowed, "float32")) / choices
             self.record("dropped", share, choices)
         return limited
 
-    def capacity(self, num_rows: Any, num_experts: int) -> Any:
+    def capacity(self, num_rows: Count, num_experts: int) -> Count | None:
         """Returns `⌈capacity_factor · n · k / e⌉`, at most `n`; `None` without a capacity."""
         if self.capacity_factor is None:
             return None
-        return rows_per_expert(num_rows, self.k, num_experts, self.capacity_factor)
+        return capacity(num_rows, self.k, num_experts, self.capacity_factor)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -140,19 +168,6 @@ class TopK(Router):
             "bias_update_rate": self.bias_update_rate,
             "seed": self.seed,
         }
-
-
-def rows_per_expert(num_rows: Any, k: int, num_experts: int, factor: float) -> Any:
-    """Returns `plait.ops.dispatch.capacity`, also where `num_rows` is an integer tensor."""
-    if isinstance(num_rows, int):
-        return capacity(num_rows, k, num_experts, factor)
-    share = ops.ceil(ops.cast(num_rows, "float32") * (factor * k / num_experts))
-    return ops.clip(ops.cast(share, "int32"), 1, num_rows)
-
-
-def row_count(weights: Any) -> Any:
-    """Returns the product of the routed axes, a tensor where it is only known at run time."""
-    return math.prod(ops.shape(weights)[:-1])
 
 
 def _check_k(k: int, num_experts: int | None = None) -> int:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from plait.typing import Nested
+from plait.typing import Nested, Tensor
 
 
 class Shuffles(Protocol):
@@ -40,7 +40,13 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Nested:
         """Returns one batch."""
         rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return tree.map_structure(lambda leaf: np.asarray(leaf[rows]), self.arrays)
+
+        def batch(leaf: Tensor) -> np.ndarray:
+            part = np.asarray(leaf[rows])
+            # Keras casts arrays so, but not what a PyDataset returns.
+            return part.astype(keras.config.floatx()) if part.dtype == "float64" else part
+
+        return tree.map_structure(batch, self.arrays)
 
     def on_epoch_end(self) -> None:
         """Draws the order of the next epoch."""

@@ -7,7 +7,6 @@ import numpy as np
 from keras import tree
 
 from plait.mixture.gates import ConstantGate, LinearGate
-from plait.mixture.inputs import select
 from plait.routers import Softmax
 from plait.training import regression
 from plait.training.em_experts import dense_part
@@ -104,7 +103,7 @@ class LinearScores:
         self.coefficients = np.concatenate(values)
 
     def _design(self, x: Nested) -> Array:
-        part = tree.flatten(select(x, self.mixture.gate_inputs, "the gate"))
+        part = tree.flatten(self.mixture.gate_part(x))
         flat = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in part]
         return with_intercept(np.concatenate(flat, axis=1), self.dense.use_bias)
 
@@ -189,7 +188,7 @@ class KerasGate:
     def restart(self) -> None:
         """Draws the gate's weights anew, and sets the router back to where it started."""
         gate = self.mixture.gate
-        part = select(input_specs(self.mixture.state), self.mixture.gate_inputs, "the gate")
+        part = self.mixture.gate_part(input_specs(self.mixture.state))
         present = [variable.value for variable in gate.variables]
         restore(gate.variables, redrawn(gate, present, part, self.generator))
         restore(self.of_router, self.router_start)

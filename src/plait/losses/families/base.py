@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from plait.errors import message
+from plait.typing import Shapes, Tensor
 
 
 class Family(keras.layers.Layer):
@@ -31,7 +32,7 @@ class Family(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the variables; `input_shape` is that of the weights, `(b, …, e)`."""
 
-    def log_density(self, y: Any, outputs: Any) -> Any:
+    def log_density(self, y: Tensor, outputs: Tensor) -> Tensor:
         """The hook: returns `log p_l(y | x)`, element by element or for each event.
 
         Args:
@@ -43,11 +44,11 @@ class Family(keras.layers.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `log_density`.")
 
-    def mean(self, outputs: Any) -> Any:
+    def mean(self, outputs: Tensor) -> Tensor:
         """Returns what an expert contributes to the blended prediction; here, its output."""
         return outputs
 
-    def target(self, y: Any, outputs: Any) -> Any:
+    def target(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Returns the target with a leading axis of one, checked to fit `mean(outputs)`.
 
         A target may lack a last axis of size one. It takes on the outputs' dtype, as a target does
@@ -74,7 +75,7 @@ class Family(keras.layers.Layer):
             )
         return keras.ops.expand_dims(y, 0)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shapes) -> Tensor:
         """A family is not called; the shape is what it was."""
         return input_shape
 

@@ -8,6 +8,7 @@ from keras import ops
 from plait.losses.families.base import Family
 from plait.ops.combine import at_least_float32
 from plait.ops.likelihood import NEXT_TO_ONE, bernoulli
+from plait.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -29,17 +30,17 @@ class Bernoulli(Family):
         super().__init__(**kwargs)
         self.from_logits = from_logits
 
-    def log_density(self, y: Any, outputs: Any) -> Any:
+    def log_density(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Returns the log-probability, element by element."""
         if self.from_logits:
             return bernoulli(y, outputs)
         p = ops.clip(outputs, NEXT_TO_ONE, 1.0 - NEXT_TO_ONE)
         return y * ops.log(p) + (1.0 - y) * ops.log1p(-p)
 
-    def mean(self, outputs: Any) -> Any:
+    def mean(self, outputs: Tensor) -> Tensor:
         """Returns the probabilities."""
         return ops.sigmoid(at_least_float32(outputs)) if self.from_logits else outputs
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "from_logits": self.from_logits}

@@ -9,6 +9,7 @@ from plait.errors import message
 from plait.losses.families.base import Family
 from plait.ops.likelihood import categorical, safe_log
 from plait.ops.routing import softmax
+from plait.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -32,7 +33,7 @@ class Categorical(Family):
         super().__init__(**kwargs)
         self.from_logits = from_logits
 
-    def target(self, y: Any, outputs: Any) -> Any:
+    def target(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Returns the target as one-hot, with a leading axis of one."""
         y = ops.convert_to_tensor(y)
         shape, expected = tuple(y.shape), tuple(outputs.shape[1:])
@@ -46,7 +47,7 @@ class Categorical(Family):
         _check(shape, expected, expected)
         return ops.expand_dims(ops.cast(y, outputs.dtype), 0)
 
-    def log_density(self, y: Any, outputs: Any) -> Any:
+    def log_density(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Returns the log-probability of each event; the last axis is gone."""
         if self.from_logits:
             top = ops.stop_gradient(ops.max(outputs, axis=-1, keepdims=True))
@@ -56,11 +57,11 @@ class Categorical(Family):
             logs = safe_log(outputs)
         return categorical(y, logs)
 
-    def mean(self, outputs: Any) -> Any:
+    def mean(self, outputs: Tensor) -> Tensor:
         """Returns the probabilities."""
         return softmax(outputs) if self.from_logits else outputs
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "from_logits": self.from_logits}
 

@@ -11,6 +11,7 @@ from keras import ops
 from plait.errors import message
 from plait.losses.families.base import Family
 from plait.ops.likelihood import gaussian
+from plait.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -42,7 +43,7 @@ class Gaussian(Family):
         super().__init__(**kwargs)
         self.scale = scale if isinstance(scale, (str, int, float)) else [float(s) for s in scale]
         self.initial_scale = initial_scale
-        self.log_scale: Any = None
+        self.log_scale: Tensor = None
         if isinstance(scale, str) and scale not in ("learned", "predicted"):
             raise ValueError(
                 message(
@@ -80,7 +81,7 @@ class Gaussian(Family):
                 )
             self.log_scale = np.log(np.broadcast_to(given, (num_experts,)))
 
-    def log_density(self, y: Any, outputs: Any) -> Any:
+    def log_density(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Returns the log-density, element by element."""
         if self.scale == "predicted":
             mean, raw = ops.split(outputs, 2, axis=-1)
@@ -88,7 +89,7 @@ class Gaussian(Family):
         scales = ops.cast(ops.convert_to_tensor(self.log_scale), outputs.dtype)
         return gaussian(y, outputs, ops.reshape(scales, (-1, *(1,) * (len(outputs.shape) - 1))))
 
-    def mean(self, outputs: Any) -> Any:
+    def mean(self, outputs: Tensor) -> Tensor:
         """Returns the output, or its first half where it holds scales too."""
         if self.scale != "predicted":
             return outputs
@@ -102,7 +103,7 @@ class Gaussian(Family):
             )
         return outputs[..., : outputs.shape[-1] // 2]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),

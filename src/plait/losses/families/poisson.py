@@ -8,6 +8,7 @@ from keras import ops
 from plait.losses.families.base import Family
 from plait.ops.combine import at_least_float32
 from plait.ops.likelihood import poisson, safe_log
+from plait.typing import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -29,16 +30,16 @@ class Poisson(Family):
         super().__init__(**kwargs)
         self.log_rates = log_rates
 
-    def log_density(self, y: Any, outputs: Any) -> Any:
+    def log_density(self, y: Tensor, outputs: Tensor) -> Tensor:
         """Returns the log-probability, element by element."""
         return poisson(y, outputs) if self.log_rates else poisson(y, safe_log(outputs), outputs)
 
-    def mean(self, outputs: Any) -> Any:
+    def mean(self, outputs: Tensor) -> Tensor:
         """Returns the rates."""
         if not self.log_rates:
             return outputs
         return ops.exp(ops.clip(at_least_float32(outputs), -1e15, 80.0))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "log_rates": self.log_rates}

@@ -10,7 +10,7 @@ is written on `keras.ops` and on these:
 - `stacking_pays`: whether stacking the values of all experts in a call beats single calls;
 - `SHAPE_ERRORS`: what a layer raises for an input of a shape that it does not take;
 - `unstack`: slices whose gradient is one stack;
-- `forget_gradients`: clears gradients that Keras leaves on PyTorch;
+- `clear_gradients`: clears gradients that Keras leaves on PyTorch;
 - `keep_gradient`: sets the gradient to zero where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
@@ -40,7 +40,7 @@ _native = importlib.import_module(
 )
 SHAPE_ERRORS = _native.SHAPE_ERRORS
 draws_like_loops = _native.draws_like_loops
-forget_gradients = _native.forget_gradients
+clear_gradients = _native.clear_gradients
 keep_gradient = _native.keep_gradient
 loops_are_faster = _native.loops_are_faster
 map_choices = _native.map_choices
@@ -56,9 +56,9 @@ __all__ = [
     "Choices",
     "Flat",
     "Group",
+    "clear_gradients",
     "compiles",
     "draws_like_loops",
-    "forget_gradients",
     "is_float",
     "keep_gradient",
     "loads_are_known",

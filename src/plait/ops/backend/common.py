@@ -29,13 +29,14 @@ class Group(NamedTuple):
     """Experts of one architecture.
 
     Attributes:
-        function: Maps `(variables_of_one_expert, rows, segment)` to a list of tensors `(r, …)`.
+        function: Maps `(variables_of_one_expert, rows, segment)` to a structure of tensors
+            `(r, …)`; a backend's `map_choices` is given one that returns a list.
         variables: List of tensors `(e_g, …)`.
         num_experts: `e_g`, an integer.
         vectorized: Whether one call may run several of the experts.
     """
 
-    function: Callable[..., list[Tensor]]
+    function: Callable[..., Nested]
     variables: list[Tensor]
     num_experts: int
     vectorized: bool = True

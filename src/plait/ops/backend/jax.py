@@ -11,8 +11,8 @@ from plait.ops.backend.common import by_sorted_rows, inside, is_float, numbered,
 
 __all__ = [
     "SHAPE_ERRORS",
+    "clear_gradients",
     "draws_like_loops",
-    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -46,14 +46,15 @@ SHAPE_ERRORS = (TypeError, ValueError, IndexError)
 draws_like_loops = True
 
 
-def stacking_pays(num_values):
+def stacking_pays(num_values, num_experts):
     """Whether a call that stacks the values of all experts beats one call per expert.
 
     Args:
         num_values: How many numbers the variables of one expert hold.
+        num_experts: How many experts there are.
     """
-    del num_values
-    return False
+    del num_values, num_experts
+    return False  # a compiled step has no call to save, only the copies into one tensor to make
 
 
 def refuses(error):
@@ -129,7 +130,7 @@ def _take_rows_backward(inverse, gradient):
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
-def forget_gradients(groups):
+def clear_gradients(groups, output):
     """Does nothing: gradients are not kept with the variables."""
 
 

@@ -8,8 +8,8 @@ from plait.ops.backend.common import by_sorted_rows, numbered
 
 __all__ = [
     "SHAPE_ERRORS",
+    "clear_gradients",
     "draws_like_loops",
-    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -36,14 +36,15 @@ SHAPE_ERRORS = (TypeError, ValueError, IndexError)
 draws_like_loops = True
 
 
-def stacking_pays(num_values):
+def stacking_pays(num_values, num_experts):
     """Whether a call that stacks the values of all experts beats one call per expert.
 
     Args:
         num_values: How many numbers the variables of one expert hold.
+        num_experts: How many experts there are.
     """
-    del num_values
-    return False
+    del num_values, num_experts
+    return False  # a compiled step has no call to save, only the copies into one tensor to make
 
 
 def refuses(error):
@@ -62,7 +63,7 @@ def take_rows(tensor, index, inverse):
     return np.concatenate([tensor, zero])[index]
 
 
-def forget_gradients(groups):
+def clear_gradients(groups, output):
     """Does nothing: gradients are not kept with the variables."""
 
 

@@ -11,8 +11,8 @@ from plait.ops.backend.torch_vmap import vectorize
 
 __all__ = [
     "SHAPE_ERRORS",
+    "clear_gradients",
     "draws_like_loops",
-    "forget_gradients",
     "keep_gradient",
     "loops_are_faster",
     "map_choices",
@@ -34,13 +34,16 @@ SHAPE_ERRORS = (TypeError, ValueError, IndexError, RuntimeError)
 draws_like_loops = False
 
 
-def stacking_pays(num_values):
+def stacking_pays(num_values, num_experts):
     """Whether a call that stacks the values of all experts beats one call per expert.
 
     Args:
         num_values: How many numbers the variables of one expert hold.
+        num_experts: How many experts there are.
     """
-    return num_values < 200_000
+    # A vectorised call costs what three calls of Keras layers cost; copying large experts into one
+    # tensor costs more than it saves.
+    return num_experts > 3 and num_values < 100_000
 
 
 def refuses(error):
@@ -106,21 +109,29 @@ class _TakeRows(torch.autograd.Function):
         return sum(gradients[1:], gradients[0]), None, None
 
 
-def forget_gradients(groups):
-    """Clears gradients that Keras leaves from the last step.
+def clear_gradients(groups, output):
+    """Clears gradients that Keras leaves from the last step, once the backward pass is at `output`.
 
-    Keras clears PyTorch gradients by path: of several variables with one path, as in two models
-    called "net", it clears one. Where one of them has no gradient, the others' are cleared here.
-    While gradients are accumulated over several backward passes, all of them have one.
+    Keras clears PyTorch gradients by path, between the forward and the backward pass: of several
+    variables with one path, as in two models called "net", it clears one. Where one of them has no
+    gradient, the others' are cleared here. While gradients are accumulated over several backward
+    passes, all of them have one.
 
     Args:
         groups: Lists of trainable Keras variables that share a path.
+        output: A tensor computed from them.
     """
-    for group in groups:
-        parameters = [variable.value for variable in group if variable.trainable]
-        if any(parameter.grad is None for parameter in parameters):
-            for parameter in parameters:
-                parameter.grad = None
+    if not groups or not output.requires_grad:
+        return
+
+    def clear(gradient):
+        for group in groups:
+            parameters = [variable.value for variable in group if variable.trainable]
+            if any(parameter.grad is None for parameter in parameters):
+                for parameter in parameters:
+                    parameter.grad = None
+
+    output.register_hook(clear)
 
 
 def keep_gradient(tensor, kept):
@@ -186,7 +197,8 @@ def map_choices(groups, leaves, choices):
         for leaf in leaves
     ]
     sizes = [batch.num_rows for batch in placed]
-    rows = zip(*(leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows), strict=True)
+    split = [leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows]
+    fed = zip(*split, strict=True)
     results = []
     for (group, (first, last)), of_group in zip(_ranges(groups), found, strict=True):
         parts = _parts(of_group, group.num_experts)
@@ -194,13 +206,20 @@ def map_choices(groups, leaves, choices):
         for number, batch in enumerate(of_group):
             variables = pieces[2 * number + 1] if pieces else []
             results.append(
-                _run_batch(group.function, variables, next(rows), batch, loads[first:last], first)
+                _run_batch(group.function, variables, next(fed), batch, loads[first:last], first)
             )
     outputs = []
     for values in zip(*results, strict=True):
         zero = values[0].new_zeros((len(source) - sum(sizes), *values[0].shape[1:]))
         outputs.append(_Collect.apply(torch.cat([*values, zero]), chosen))
-    return outputs
+    idle = [
+        variable
+        for group, of_group in zip(groups, found, strict=True)
+        if not of_group
+        for variable in group.variables
+        if is_float(variable)
+    ]
+    return [_WithZeroGradients.apply(outputs[0], *idle), *outputs[1:]] if idle else outputs
 
 
 def _ranges(groups):
@@ -265,6 +284,27 @@ def _run_batch(function, variables, rows, batch, loads, first):
         None,
     )
     return [value.flatten(0, 1) for value in values]
+
+
+class _WithZeroGradients(torch.autograd.Function):
+    """Returns its first argument; the others get a gradient of zero in place of none.
+
+    Keras warns of variables without a gradient, as those of an expert would be that no row chose.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor, *variables):
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, *(torch.zeros_like(variable) for variable in ctx.saved_tensors)
 
 
 class _Gather(torch.autograd.Function):
