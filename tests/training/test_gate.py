@@ -155,12 +155,14 @@ def test_masked_steps_count_in_no_balance_term(rng):
     found = []
     for padded in (tokens, tokens[:, :2]):
         keras.utils.set_random_seed(1)
-        router = plait.routers.Softmax(load_balance=1.0, name="router")
-        mixture = plait.Mixture([embedder(3), embedder(3)], embedder(2), router=router)
+        router = plait.routers.Softmax(load_balance=1.0)
+        mixture = plait.Mixture(
+            [embedder(3), embedder(3)], embedder(2), router=router, name="woven"
+        )
         mixture.compile(keras.optimizers.SGD(0.0), "mse")
         y = np.zeros((*padded.shape, 3))
         history = mixture.fit_gate(padded, y, batch_size=12, verbose=0).history
-        found.append(history["router_load_balance"][0])
+        found.append(history["woven_load_balance"][0])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

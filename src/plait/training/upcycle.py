@@ -62,8 +62,8 @@ def upcycle(
             models are found too. `None` takes every `Dense` layer that is not the model's last.
         num_experts: Number of copies, `e`.
         router: As in `Mixture`. `None`: the gate's output is the weights, so the gate ends in a
-            softmax. `plait.routers.TopK(2)` runs two copies for each row;
-            `TopK(1, renormalize=False)` and capacities do not keep the function.
+            softmax. `plait.routers.TopK(2)` runs two copies for each row. Routers whose weights do
+            not sum to one, such as `TopK(1)` or any with a capacity, do not keep the function.
         noise: Standard deviation of the noise on each copy's kernels, relative to the standard
             deviation of the kernel itself. Vectors, such as biases, stay as they are.
         seed: Seed of the noise.
