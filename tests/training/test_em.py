@@ -10,6 +10,7 @@ import scipy.stats
 from keras import ops
 
 import plait
+from plait.experts import StackedExperts
 from plait.training import (
     EMResult,
     choose_num_experts,
@@ -488,6 +489,19 @@ def test_a_step_that_is_taken_back_leaves_no_trace(which):
     driver.set_state(before)
     for old, new in zip(weights, mix.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_stack_is_written_as_a_whole(monkeypatch, rng):
+    """Written expert by expert it would take time quadratic in their number."""
+    written = []
+    monkeypatch.setattr(StackedExperts, "write_one", lambda *args: written.append(args))
+    mix = mixture("gaussian", 3)
+    x, y = draw("gaussian", rng)
+    fit_em(mix, x, y, restarts=1, max_iterations=2, seed=0, verbose=0)
+    plait.training.prune(mix, [1])
+    driver_of(mix, "experts", np.random.default_rng(0)).restart()
+    assert not written
+    assert any(isinstance(layer, StackedExperts) for layer in mix.layers)
 
 
 def test_gradient_steps_read_the_present_scales():
