@@ -10,7 +10,16 @@ import scipy.stats
 from keras import ops
 
 import plait
-from plait.training import EMResult, choose_num_experts, em, fit_em
+from plait.experts import StackedExperts
+from plait.training import (
+    EMResult,
+    choose_num_experts,
+    em,
+    em_experts,
+    em_gates,
+    em_gradient,
+    fit_em,
+)
 from plait.training.regression import log_softmax, with_intercept
 
 # GNP per head (thousand US dollars) and CO2 emissions per head (tonnes) of 28 countries in 1996:
@@ -294,8 +303,8 @@ def test_an_expert_that_explains_nothing_is_reported(rng):
     assert found.dead
 
 
-def test_who_is_dead_is_a_question_of_weight(rng):
-    """Eighty rows that weigh 0.01 each are less than one: nobody explains a row's worth."""
+def test_an_expert_is_dead_by_the_weight_of_its_rows(rng):
+    """Eighty rows that weigh 0.01 each are less than one row: both experts are dead."""
     x, y = draw("gaussian", rng, rows=80)
     fit = {"restarts": 2, "seed": 0, "verbose": 0}
     with pytest.warns(UserWarning, match=r"Experts \[0, 1\] of"):
@@ -353,6 +362,192 @@ def test_progress_is_shown(rng, capsys):
     assert "log_likelihood" in capsys.readouterr().out
 
 
+def restarted(global_seed, seed, weights=None, gate=None, initial_seed=7):
+    """All likelihoods and weights of three runs that take gradient steps in batches."""
+    keras.utils.set_random_seed(global_seed)
+    drawn = keras.initializers.GlorotUniform(seed=initial_seed)
+    expert = [
+        keras.Sequential(
+            [
+                keras.Input((1,)),
+                keras.layers.Dense(4, "tanh", kernel_initializer=drawn),
+                Unseeded(),
+                keras.layers.Dense(1),
+            ]
+        )
+        for _ in range(2)
+    ]
+    gate = deep_gate() if gate is None else gate
+    mix = plait.Mixture(expert, gate)
+    mix(np.ones((2, 1), "float32"))
+    if weights is not None:
+        mix.set_weights(weights)
+    rng = np.random.default_rng(1)
+    x = rng.uniform(-1, 1, (40, 1)).astype("float32")
+    y = np.where(x > 0, np.sin(4 * x), x**2)
+    first = mix.get_weights()
+    known = {"restarts": 3, "max_iterations": 2, "epochs": 1, "batch_size": 8, "verbose": 0}
+    found = mix.fit_em(x, y, seed=seed, **known)
+    return first, found.restarts, np.concatenate([np.ravel(w) for w in mix.get_weights()])
+
+
+@keras.saving.register_keras_serializable("plait_tests")
+class Unseeded(keras.layers.Layer):
+    """A layer whose initialiser no config tells."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(input_shape[-1], 1))
+
+    def call(self, x):
+        return x * self.scale[:, 0]
+
+
+def test_the_seed_alone_decides_all_runs():
+    """Whatever Keras' global seed is; order of rows, experts and gate follow from `seed`."""
+    first, expected, weights = restarted(1, seed=0)
+    _, same, equal = restarted(2, seed=0, weights=first)
+    np.testing.assert_allclose(same, expected, rtol=1e-5)
+    np.testing.assert_allclose(equal, weights, rtol=1e-3, atol=1e-4)
+    _, other, _ = restarted(1, seed=1, weights=first)
+    assert np.abs(np.subtract(other, expected))[1:].min() > 1e-3
+    assert abs(expected[1] - expected[2]) > 1e-3
+
+
+def driver_of(mix, which, generator):
+    x = np.ones((4, 1), "float32")
+    if which == "gate":
+        return em_gates.KerasGate(mix, x, None, generator)
+    family = plait.losses.families.get("poisson")
+    ones = np.ones(4)
+    return em_experts.KerasExperts(mix, family, x, x, ones, None, generator)
+
+
+def seeded_network(units, activation=None):
+    """A network whose initialisers have integer seeds, of which a restart must take no notice."""
+    drawn = keras.initializers.RandomNormal(seed=3)
+    layers = [
+        keras.layers.Dense(4, "tanh", kernel_initializer=drawn),
+        keras.layers.Dense(units, activation, kernel_initializer=keras.initializers.HeNormal(5)),
+    ]
+    return keras.Sequential([keras.Input((1,)), *layers])
+
+
+EXPERTS = {
+    "list": lambda: {"experts": [seeded_network(1) for _ in range(3)]},
+    "template": lambda: {"experts": seeded_network(1), "num_experts": 3},
+    "copies": lambda: {"experts": [seeded_network(1) for _ in range(3)], "copy_experts": True},
+}
+
+
+@pytest.mark.parametrize("which", ["experts", "gate"])
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_a_restart_depends_on_the_generator_alone(experts, which):
+    """Equal generators give equal weights, others other weights, and no expert those of another."""
+    found = []
+    for number, seed in enumerate([4, 4, 5]):
+        keras.utils.set_random_seed(number)
+        mix = plait.Mixture(**EXPERTS[experts](), gate=seeded_network(3, "softmax"))
+        mix(np.ones((2, 1), "float32"))
+        outputs = mix.expert_outputs if which == "experts" else mix.gate_weights
+        x = np.linspace(-1, 1, 5, dtype="float32")[:, None]
+        before = outputs(x)
+        driver = driver_of(mix, which, np.random.default_rng(seed))
+        driver.restart()
+        assert np.abs(outputs(x) - before).max() > 1e-3
+        found.append(np.array(outputs(x)))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    assert np.abs(found[2] - found[0]).max() > 1e-3
+    differences = found[0][:, :, None] - found[0][:, None]
+    assert np.abs(differences).max(axis=0)[~np.eye(3, dtype=bool)].min() > 1e-3
+
+
+def test_a_restart_keeps_frozen_layers_and_statistics_of_data():
+    adapted = keras.layers.Normalization()
+    adapted.adapt(np.array([[1.0], [5.0]]))
+    frozen = keras.layers.Dense(3, trainable=False)
+    expert = keras.Sequential([keras.Input((1,)), adapted, frozen, keras.layers.Dense(1)])
+    mix = plait.Mixture([expert], gate="uniform")
+    mix(np.ones((2, 1), "float32"))
+    before = [np.array(ops.convert_to_numpy(v.value)) for v in expert.variables]
+    driver_of(mix, "experts", np.random.default_rng(0)).restart()
+    changed = [
+        np.abs(old - ops.convert_to_numpy(v.value)).max() > 0
+        for old, v in zip(before, expert.variables, strict=True)
+    ]
+    # Mean, variance and count; the frozen kernel and bias; a new kernel and a bias of zero.
+    assert changed == [False] * 5 + [True, False]
+
+
+@pytest.mark.parametrize("which", ["experts", "gate"])
+def test_a_step_that_is_taken_back_leaves_no_trace(which):
+    """On PyTorch an array may share a variable's memory."""
+    mix = plait.Mixture([small_network(), small_network()], deep_gate())
+    mix(np.ones((2, 1), "float32"))
+    driver = driver_of(mix, which, np.random.default_rng(0))
+    before, weights = driver.state(), [w.copy() for w in mix.get_weights()]
+    driver.restart()
+    driver.set_state(before)
+    for old, new in zip(weights, mix.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_stack_is_written_as_a_whole(monkeypatch, rng):
+    """Written expert by expert it would take time quadratic in their number."""
+    written = []
+    monkeypatch.setattr(StackedExperts, "write_one", lambda *args: written.append(args))
+    mix = mixture("gaussian", 3)
+    x, y = draw("gaussian", rng)
+    fit_em(mix, x, y, restarts=1, max_iterations=2, seed=0, verbose=0)
+    plait.training.prune(mix, [1])
+    driver_of(mix, "experts", np.random.default_rng(0)).restart()
+    assert not written
+    assert any(isinstance(layer, StackedExperts) for layer in mix.layers)
+
+
+def test_gradient_steps_read_the_present_scales():
+    """Once compiled, the loss follows scales that are set between M-steps."""
+    mix = plait.Mixture([small_network(), small_network()], "uniform")
+    x = np.linspace(-1, 1, 8, dtype="float32")[:, None]
+    family = plait.losses.families.Gaussian()
+    mix(x)
+    family.build((None, 2))
+    steps = em_gradient.GradientSteps(
+        mix,
+        family,
+        x,
+        x,
+        np.random.default_rng(0),
+        experts=True,
+        gate=True,
+        epochs=1,
+        batch_size=8,
+        learning_rate=0.0,
+    )
+    counts = np.full((8, 2), 0.5)
+    outputs = np.asarray(mix.expert_outputs(x), "float64")[..., 0]
+    for scale in (1.0, 3.0):
+        family.log_scale.assign(np.log([scale, scale]))
+        steps.fit(counts)
+        density = scipy.stats.norm.logpdf(x, outputs, scale)
+        expected = -(counts * (density + np.log(0.5))).sum(axis=1).mean()
+        assert mix.history.history["loss"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_layer_that_cannot_be_made_anew_is_named():
+    class Closed(keras.layers.Layer):
+        def __init__(self, dense):
+            super().__init__(name="closed")
+            self.dense = dense
+
+        def call(self, x):
+            return self.dense(x)
+
+    mix = plait.Mixture([Closed(keras.layers.Dense(1))], "uniform")
+    x = np.linspace(-1, 1, 8, dtype="float32")[:, None]
+    with pytest.raises(ValueError, match=r"Received: Closed 'closed', whose copy failed"):
+        mix.fit_em(x, x, restarts=2, max_iterations=1, epochs=1, verbose=0)
+
+
 def weighted(x, y, weights):
     return fit_em(mixture("gaussian", 2), x, y, sample_weight=weights)
 
@@ -364,9 +559,11 @@ def weighted(x, y, weights):
         (lambda x, y: fit_em(mixture("gaussian", 2), x, y, max_iterations=0), "max_iterations=0"),
         (
             lambda x, y: fit_em(
-                plait.Mixture([keras.layers.Dense(1)] * 1, keras.layers.Dense(1)), x[None], y[None]
+                plait.Mixture([keras.layers.Dense(1)] * 2, keras.layers.Dense(2, "softmax")),
+                x[None],
+                y[None],
             ),
-            r"weights of shape \(None, 120, 1\)|weights of shape \(1, 120, 1\)",
+            r"weights of shape \((None|1), 120, 2\)",
         ),
         (lambda x, y: weighted(x, y, np.ones((120, 1))), r"sample_weight of shape \(120, 1\)"),
         (lambda x, y: weighted(x, y, np.ones(7)), r"each of the 120 rows.*of shape \(7,\)"),

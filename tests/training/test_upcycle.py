@@ -71,7 +71,8 @@ CASES = [
     (sequential, ["hidden", "head"], None),
     (sequential, None, plait.routers.TopK(2)),
     (residual, "feed_forward", None),
-    (residual, "feed_forward", "top_k"),
+    (residual, "feed_forward", plait.routers.TopK(1, renormalize=True, load_balance=0.01)),
+    (residual, "feed_forward", "sparsemax"),
     (residual, "feed_forward", plait.routers.TopK(2)),
     (residual, "up", plait.routers.TopK(2)),
     (nested, "inner", plait.routers.TopK(2)),
@@ -142,6 +143,23 @@ def test_trains_saves_and_loads(rng, tmp_path):
     np.testing.assert_allclose(
         loaded.predict(x, verbose=0), new.predict(x, verbose=0), rtol=1e-5, atol=1e-6
     )
+
+
+def test_without_a_router_the_gate_gives_the_weights(rng):
+    """As in `Mixture(router=None)`: its output sums to one, and so the function is kept."""
+    new = plait.training.upcycle(residual(rng), "feed_forward", 3).model
+    mixture = new.get_layer("feed_forward")
+    assert mixture.router is None
+    x = rng.normal(size=(2, 4, 3)).astype("float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(mixture.gate(x)), mixture.gate_weights(x))
+    np.testing.assert_allclose(mixture.gate_weights(x).sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_a_router_of_probabilities_gets_probabilities(rng):
+    router = plait.routers.TopK(2, from_logits=False)
+    new, difference = plait.training.upcycle(residual(rng), "feed_forward", 3, router)
+    assert difference < 1e-5
+    assert new.get_layer("feed_forward").router is not router
 
 
 def test_steps_of_a_block_are_routed_one_by_one(rng):

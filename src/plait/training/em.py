@@ -1,22 +1,28 @@
 """Expectation-maximisation for mixtures of experts (Jordan and Jacobs 1994)."""
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from plait.errors import message
 from plait.losses import MixtureNLL, families
-from plait.training.em_experts import LinearExperts, experts_of
-from plait.training.em_gates import gate_of
+from plait.training.em_experts import ExpertsDriver, experts_of
+from plait.training.em_experts import State as ExpertsState
+from plait.training.em_gates import GateDriver, gate_of
 from plait.training.em_gradient import GradientSteps
 from plait.training.regression import Array
+from plait.typing import Nested, Tensor
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
 
+# Input, target and weights `(n,)` of the rows that count.
+Counted = tuple[Nested, Array, Array]
 # A gradient M-step that lowers the likelihood is taken back, this many times in a row at most.
 _PATIENCE = 6
 
@@ -54,18 +60,18 @@ class EMResult(NamedTuple):
 
 def fit_em(
     mixture: "Mixture",
-    x: Any,
-    y: Any,
+    x: Nested,
+    y: Nested,
     *,
-    family: Any = "gaussian",
+    family: str | families.Family = "gaussian",
     restarts: int | None = None,
     tol: float = 1e-6,
     max_iterations: int = 500,
     epochs: int = 5,
     batch_size: int | None = None,
     learning_rate: float = 0.01,
-    validation_data: Any = None,
-    sample_weight: Any = None,
+    validation_data: Sequence[Tensor] | None = None,
+    sample_weight: ArrayLike | None = None,
     seed: int | None = None,
     verbose: int | str = "auto",
 ) -> EMResult:
@@ -86,7 +92,8 @@ def fit_em(
         family: `"gaussian"`, `"poisson"`, `"bernoulli"`, `"categorical"` or a
             `plait.losses.families.Family`.
         restarts: How many runs; the best is kept. By default 10 from random starts where the
-            experts are linear, else one from the present weights.
+            experts are linear, else one from the present weights. Further runs draw the weights of
+            experts and gate anew; frozen layers keep theirs.
         tol: A run stops where an iteration gains less than this log-likelihood.
         max_iterations: A run stops after as many iterations.
         epochs: Epochs of one M-step where it goes by gradients.
@@ -96,15 +103,17 @@ def fit_em(
         sample_weight: `None` or an array `(n,)`, not negative: how many rows each row counts as,
             `s_n`. A row of weight 2 is as good as two rows, in `bic` too; one of weight 0 is left
             out.
-        seed: Seed of the random starts.
+        seed: Seed of the random starts and of the order of rows in gradient steps. It alone decides
+            them: Keras' global seed and the seeds of initialisers have no effect.
         verbose: 0 for silence, 1 for a progress bar, `"auto"` for 1.
 
     Returns:
         `EMResult`.
 
     Raises:
-        ValueError: If weights have more axes than `(b, e)`, a number is out of range, or sample
-            weights are not one number for each row, not negative and not all zero.
+        ValueError: If weights have more axes than `(b, e)`, a number is out of range, sample
+            weights are not one number for each row, not negative and not all zero, or a layer to
+            restart has no config that makes it anew.
 
     Example:
     >>> import keras, numpy as np, plait
@@ -123,11 +132,11 @@ def fit_em(
     family = families.get(family)
     if not family.built:
         family.build((None, mixture.num_experts))
-    x, y, sample_weight = _counted(x, y, sample_weight)
-    if validation_data is not None:
-        validation_data = _counted(*validation_data)
-    experts = experts_of(mixture, family, x, y, sample_weight, batch_size)
-    gate = gate_of(mixture, x, batch_size)
+    x, y, counted = _counted(x, y, sample_weight)
+    held_out = None if validation_data is None else _counted(*validation_data)
+    generator = np.random.default_rng(seed)
+    experts = experts_of(mixture, family, x, y, counted, batch_size, generator)
+    gate = gate_of(mixture, x, batch_size, generator)
     gradient = None
     if not (experts.exact and gate.exact):
         gradient = GradientSteps(
@@ -135,6 +144,7 @@ def fit_em(
             family,
             x,
             y,
+            generator,
             experts=not experts.exact,
             gate=not gate.exact,
             epochs=epochs,
@@ -142,17 +152,16 @@ def fit_em(
             learning_rate=learning_rate,
         )
     runs = restarts or (10 if experts.exact else 1)
-    generator = np.random.default_rng(seed)
     bar = keras.utils.Progbar(
         runs, verbose=0 if verbose == 0 else 1, stateful_metrics=["log_likelihood"], unit_name="run"
     )
-    parts = _Parts(experts, gate, gradient, sample_weight)
+    parts = _Parts(experts, gate, gradient, counted)
     best: _Run | None = None
     finals: list[float] = []
     for number in range(runs):
         if experts.exact or number > 0:
-            parts.start(generator)
-        run = parts.run(tol, max_iterations, validation_data)
+            parts.start()
+        run = parts.run(tol, max_iterations, held_out)
         finals.append(run.history["log_likelihood"][-1])
         if best is None or run.rank > best.rank:
             best = run
@@ -170,7 +179,7 @@ class _Run(NamedTuple):
     """One run: where it ended and how it got there."""
 
     rank: tuple[bool, float]
-    state: tuple[Any, Any]
+    state: tuple[ExpertsState, list[Array]]
     responsibilities: Array
     history: dict[str, list[float]]
     converged: bool
@@ -180,17 +189,15 @@ class _Run(NamedTuple):
 class _Parts(NamedTuple):
     """The drivers of one mixture, and how many rows each row counts as, `(n,)`."""
 
-    experts: Any
-    gate: Any
+    experts: ExpertsDriver
+    gate: GateDriver
     gradient: GradientSteps | None
     sample_weight: Array
 
-    def start(self, generator: np.random.Generator) -> None:
-        """Starts at random: each linear expert from a few rows of its own."""
+    def start(self) -> None:
+        """Draws experts and gate anew."""
         self.gate.restart()
-        self.experts.restart(generator)
-        if isinstance(self.experts, LinearExperts):
-            self.experts.fit(_few_rows(self.experts, self.sample_weight, generator))
+        self.experts.restart()
         if self.gradient is not None:
             self.gradient.restart()
 
@@ -207,8 +214,8 @@ class _Parts(NamedTuple):
         self.gate.fit(counts)
         self.experts.fit(counts)
 
-    def run(self, tol: float, max_iterations: int, validation_data: Any) -> _Run:
-        """Repeats E- and M-step until nothing is gained any more."""
+    def run(self, tol: float, max_iterations: int, validation_data: Counted | None) -> _Run:
+        """Repeats E- and M-step until an iteration gains less than `tol`."""
         total, responsibilities = self.expect()
         history = {"log_likelihood": [total]}
         if validation_data is not None:
@@ -239,7 +246,7 @@ class _Parts(NamedTuple):
         state = self.experts.state(), self.gate.state()
         return _Run((not dead, total), state, responsibilities, history, converged, dead)
 
-    def validate(self, data: Any) -> float:
+    def validate(self, data: Counted) -> float:
         """Returns the log-likelihood of other data."""
         x, y, sample_weight = data
         return _explain(self.gate.on(x) + self.experts.on(x, y), sample_weight)[0]
@@ -261,25 +268,8 @@ def _explain(joint: Array, sample_weight: Array) -> tuple[float, Array]:
     return float(sample_weight @ (top + np.log(sums))[:, 0]), powers / sums
 
 
-def _few_rows(
-    experts: LinearExperts, sample_weight: Array, generator: np.random.Generator
-) -> Array:
-    """Returns counts `(n, e)` that give each expert its own few rows, and a little of the rest.
-
-    A row is drawn as often as its weight says, so that weights start where repeated rows do.
-    """
-    num_experts, features = len(experts.designs), experts.designs[0].shape[1]
-    ends = np.cumsum(sample_weight)
-    size = max(2 * features, int(ends[-1]) // (4 * num_experts))
-    counts = np.repeat(0.05 * sample_weight[:, None], num_experts, axis=1)
-    for expert in range(num_experts):
-        drawn = np.searchsorted(ends, generator.random(size) * ends[-1], side="right")
-        counts[:, expert] += np.bincount(drawn, minlength=len(ends))
-    return counts
-
-
 def _compile(mixture: "Mixture", family: families.Family, scales: Array | None) -> None:
-    """Leaves the mixture with the objective that it was fitted to."""
+    """Compiles the mixture with the objective that it was fitted to."""
     mixture.compile("adam", loss=MixtureNLL(family))
     if scales is not None:
         family.log_scale.assign(np.log(scales))  # type: ignore[attr-defined]
@@ -310,7 +300,7 @@ def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) 
     )
 
 
-def _counted(x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Array, Array]:
+def _counted(x: Nested, y: Nested, sample_weight: ArrayLike | None = None) -> Counted:
     """Returns the rows that count: inputs, target and weights `(n,)`, positive.
 
     Raises:
@@ -345,7 +335,7 @@ def _counted(x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Array, Arr
     return x, y[kept], weights[kept]
 
 
-def _check(mixture: "Mixture", x: Any, restarts: int | None, max_iterations: int) -> None:
+def _check(mixture: "Mixture", x: Nested, restarts: int | None, max_iterations: int) -> None:
     for name, value in (("restarts", restarts), ("max_iterations", max_iterations)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(

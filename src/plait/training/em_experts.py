@@ -1,32 +1,23 @@
 """Drivers of the experts' M-step: in closed form where they are linear, by gradients elsewhere."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 from keras import ops
 
-from plait.experts import copy_of
 from plait.losses.families import Family
 from plait.mixture.inputs import select_each
 from plait.training.linear_families import LinearFamily, LinearGaussian, linear_family
+from plait.training.redraw import input_specs, redrawn, restore, set_all, snapshot
 from plait.training.regression import Array, with_intercept
+from plait.typing import Nested
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
 
-
-def fresh_weights(
-    layer: keras.layers.Layer, generator: np.random.Generator
-) -> list[keras.KerasTensor]:
-    """Returns newly drawn values for the variables of a built layer, in order.
-
-    The draws come from the generator alone, whatever Keras' own seed or an initialiser's is.
-    """
-    copy = copy_of(layer, int(generator.integers(2**20)))
-    if not copy.built:
-        copy.build(layer.input_shape)
-    return [variable.value for variable in copy.variables]
+# Copies of the experts' parameters, and of the family's.
+State = tuple[list[Array], Array | None]
 
 
 def dense_part(layer: keras.layers.Layer) -> keras.layers.Dense | None:
@@ -50,6 +41,7 @@ class LinearExperts:
         x: Input as for `fit`.
         y: Target.
         sample_weight: Array `(n,)`, positive.
+        generator: Draws the rows that an expert is fitted to at a restart.
     """
 
     exact = True
@@ -59,12 +51,15 @@ class LinearExperts:
         mixture: "Mixture",
         denses: list[keras.layers.Dense],
         family: LinearFamily,
-        x: Any,
-        y: Any,
+        x: Nested,
+        y: Array,
         sample_weight: Array,
+        generator: np.random.Generator,
     ) -> None:
         self.mixture = mixture
         self.family = family
+        self.sample_weight = sample_weight
+        self.generator = generator
         self.biases = [dense.use_bias for dense in denses]
         self.designs = self._designs(x)
         self.coefficients = [
@@ -79,7 +74,7 @@ class LinearExperts:
         self.target = family.target(y, self.coefficients[0].shape[1])
         family.bound(self.target, sample_weight)
 
-    def _designs(self, x: Any) -> list[Array]:
+    def _designs(self, x: Nested) -> list[Array]:
         selectors = self.mixture.state.selectors
         parts = select_each(x, selectors)
         made = [with_intercept(np.asarray(part), self.biases[0]) for part in parts]
@@ -109,34 +104,50 @@ class LinearExperts:
                     design, self.target, weights, self.coefficients[expert], expert
                 )
 
-    def restart(self, generator: np.random.Generator) -> None:
-        """Forgets the coefficients."""
-        del generator
+    def restart(self) -> None:
+        """Fits each expert, from coefficients of zero, to a few rows of its own."""
         self.coefficients = [np.zeros_like(each) for each in self.coefficients]
+        self.fit(self._few_rows())
 
-    def state(self) -> Any:
-        """Returns all parameters."""
+    def _few_rows(self) -> Array:
+        """Returns counts `(n, e)` that give each expert its own few rows, and a little of the rest.
+
+        A row is drawn as often as its weight says, so that weights start where repeated rows do.
+        """
+        num_experts, features = len(self.designs), self.designs[0].shape[1]
+        ends = np.cumsum(self.sample_weight)
+        size = max(2 * features, int(ends[-1]) // (4 * num_experts))
+        counts = np.repeat(0.05 * self.sample_weight[:, None], num_experts, axis=1)
+        for expert in range(num_experts):
+            drawn = np.searchsorted(ends, self.generator.random(size) * ends[-1], side="right")
+            counts[:, expert] += np.bincount(drawn, minlength=len(ends))
+        return counts
+
+    def state(self) -> State:
+        """Returns copies of all parameters."""
         return [each.copy() for each in self.coefficients], self.family.state()
 
-    def set_state(self, state: Any) -> None:
-        """Goes back to what `state` returned."""
+    def set_state(self, state: State) -> None:
+        """Sets the parameters to what `state` returned."""
         coefficients, family = state
         self.coefficients = [each.copy() for each in coefficients]
         self.family.set_state(family)
 
-    def on(self, x: Any, y: Any) -> Array:
+    def on(self, x: Nested, y: Array) -> Array:
         """Returns `log p_l(y | x)` of other data, `(n, e)`."""
         target = self.family.target(y, self.coefficients[0].shape[1])
         return self._densities(self._designs(x), target)
 
     def write(self) -> None:
-        """Gives kernels and biases to the mixture's experts."""
-        values = [
-            [each[:-1], each[-1]] if bias else [each]
-            for each, bias in zip(self.coefficients, self.biases, strict=True)
-        ]
-        for expert, arrays in enumerate(values):
-            self.mixture.state.bank.set_values(expert, [a.astype("float32") for a in arrays])
+        """Sets kernels and biases of the mixture's experts."""
+        single = [each.astype("float32") for each in self.coefficients]
+        set_all(
+            self.mixture.state.bank,
+            [
+                [each[:-1], each[-1]] if bias else [each]
+                for each, bias in zip(single, self.biases, strict=True)
+            ],
+        )
 
     def scales(self) -> Array | None:
         """Returns the learned scales, or `None`."""
@@ -153,7 +164,7 @@ class LinearExperts:
 
 
 class KerasExperts:
-    """Any experts: their densities are computed by Keras, their M-step is left to gradients.
+    """Any experts: Keras computes their densities, the M-step takes gradient steps.
 
     Args:
         mixture: The built mixture.
@@ -162,6 +173,7 @@ class KerasExperts:
         y: Target.
         sample_weight: Array `(n,)`, positive.
         batch_size: As in `predict`.
+        generator: Draws the experts' weights for a restart.
     """
 
     exact = False
@@ -170,26 +182,31 @@ class KerasExperts:
         self,
         mixture: "Mixture",
         family: Family,
-        x: Any,
-        y: Any,
+        x: Nested,
+        y: Array,
         sample_weight: Array,
         batch_size: int | None,
+        generator: np.random.Generator,
     ) -> None:
         self.mixture = mixture
         self.family = family
         self.x, self.y = x, y
         self.batch_size = batch_size
+        self.generator = generator
+        layers = mixture.owned_experts or mixture.experts
+        self.variables = list({id(v): v for layer in layers for v in layer.variables}.values())
         form = linear_family(family, mixture.num_experts)
         self.gaussian = form if isinstance(form, LinearGaussian) and form.learned else None
         if self.gaussian is not None:
             flat = np.asarray(y, "float64").reshape(len(y), -1)
             self.gaussian.bound(flat, sample_weight)
+        self.first_scales = None if self.gaussian is None else self.gaussian.state()
 
-    def _outputs(self, x: Any) -> Array:
+    def _outputs(self, x: Nested) -> Array:
         outputs = self.mixture.expert_outputs(x, batch_size=self.batch_size)
         return np.moveaxis(np.asarray(outputs), 1, 0)
 
-    def _densities(self, outputs: Array, y: Any) -> Array:
+    def _densities(self, outputs: Array, y: Array) -> Array:
         outputs = ops.convert_to_tensor(outputs, dtype="float32")
         if self.gaussian is not None:
             self.family.log_scale.assign(np.log(self.gaussian.scales))
@@ -213,34 +230,38 @@ class KerasExperts:
             if weights.sum() > 1e-8:
                 self.gaussian.fit_scale(output.reshape(flat.shape), flat, weights, expert)
 
-    def restart(self, generator: np.random.Generator) -> None:
-        """Re-initialises every expert."""
-        bank = self.mixture.state.bank
-        for expert in range(self.mixture.num_experts):
-            bank.set_values(expert, fresh_weights(self.mixture.expert(expert), generator))
+    def restart(self) -> None:
+        """Draws the weights of every expert anew; learned scales start where the family says."""
+        state = self.mixture.state
+        bank = state.bank
+        fed = select_each(input_specs(state), state.selectors)
+        fed = fed * self.mixture.num_experts if len(fed) == 1 else fed
+        set_all(
+            bank,
+            [
+                redrawn(bank.representative(i), bank.values(i), inputs, self.generator)
+                for i, inputs in enumerate(fed)
+            ],
+        )
+        if self.gaussian is not None:
+            self.gaussian.set_state(self.first_scales)
 
-    def state(self) -> Any:
-        """Returns all parameters."""
-        bank = self.mixture.state.bank
-        values = [
-            [ops.convert_to_numpy(value) for value in bank.values(expert)]
-            for expert in range(self.mixture.num_experts)
-        ]
-        return values, None if self.gaussian is None else self.gaussian.state()
+    def state(self) -> State:
+        """Returns copies of all variables and scales."""
+        return snapshot(self.variables), None if self.gaussian is None else self.gaussian.state()
 
-    def set_state(self, state: Any) -> None:
-        """Goes back to what `state` returned."""
-        for expert, values in enumerate(state[0]):
-            self.mixture.state.bank.set_values(expert, values)
+    def set_state(self, state: State) -> None:
+        """Sets variables and scales to what `state` returned."""
+        restore(self.variables, state[0])
         if self.gaussian is not None:
             self.gaussian.set_state(state[1])
 
-    def on(self, x: Any, y: Any) -> Array:
+    def on(self, x: Nested, y: Array) -> Array:
         """Returns `log p_l(y | x)` of other data, `(n, e)`."""
         return self._densities(self._outputs(x), y)
 
     def write(self) -> None:
-        """The experts hold their weights already."""
+        """Does nothing: the experts' variables are the parameters."""
 
     def scales(self) -> Array | None:
         """Returns the learned scales, or `None`."""
@@ -252,21 +273,24 @@ class KerasExperts:
 
     def num_parameters(self) -> int:
         """Returns how many numbers are fitted."""
-        mixture = self.mixture
-        layers = mixture.owned_experts or mixture.experts
+        layers = self.mixture.owned_experts or self.mixture.experts
         variables = {id(v): v for layer in layers for v in layer.trainable_variables}
         sizes = sum(int(np.prod(variable.shape)) for variable in variables.values())
         return sizes + (0 if self.gaussian is None else self.gaussian.num_parameters())
 
 
+ExpertsDriver = LinearExperts | KerasExperts
+
+
 def experts_of(
     mixture: "Mixture",
     family: Family,
-    x: Any,
-    y: Any,
+    x: Nested,
+    y: Array,
     sample_weight: Array,
     batch_size: int | None,
-) -> LinearExperts | KerasExperts:
+    generator: np.random.Generator,
+) -> ExpertsDriver:
     """Returns the driver of a mixture's experts: closed form where all of them are linear."""
     state = mixture.state
     form = linear_family(family, mixture.num_experts)
@@ -280,5 +304,6 @@ def experts_of(
     ):
         parts = select_each(x, state.selectors)
         if all(isinstance(part, np.ndarray) and part.ndim == 2 for part in parts):
-            return LinearExperts(mixture, denses, form, x, y, sample_weight)  # type: ignore[arg-type]
-    return KerasExperts(mixture, family, x, y, sample_weight, batch_size)
+            linear = [dense for dense in denses if dense is not None]
+            return LinearExperts(mixture, linear, form, x, y, sample_weight, generator)
+    return KerasExperts(mixture, family, x, y, sample_weight, batch_size, generator)

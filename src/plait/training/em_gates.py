@@ -1,6 +1,6 @@
 """Drivers of the gate's M-step: constant, linear, any other."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -10,7 +10,9 @@ from plait.mixture.gates import ConstantGate, LinearGate
 from plait.routers import Softmax
 from plait.training import regression
 from plait.training.em_experts import dense_part
+from plait.training.redraw import input_specs, redrawn, restore, snapshot
 from plait.training.regression import Array, log_softmax, with_intercept
+from plait.typing import Nested
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
@@ -29,7 +31,7 @@ class FixedGate:
         """Returns log w of the training data, `(n, e)`."""
         return np.broadcast_to(log_softmax(self.scores), (self.num_rows, self.scores.shape[1]))
 
-    def on(self, x: Any) -> Array:
+    def on(self, x: Nested) -> Array:
         """Returns log w of other data, `(n, e)`."""
         rows = len(tree.flatten(x)[0])
         return np.broadcast_to(log_softmax(self.scores), (rows, self.scores.shape[1]))
@@ -38,18 +40,18 @@ class FixedGate:
         """The M-step: does not lower `Σ c_nl log w_nl`, counts `c = s r` of shape `(n, e)`."""
 
     def restart(self) -> None:
-        """Forgets the parameters."""
+        """Does nothing: there are no parameters."""
 
-    def state(self) -> Any:
-        """Returns all parameters."""
-        return self.scores.copy()
+    def state(self) -> list[Array]:
+        """Returns copies of all parameters."""
+        return [self.scores.copy()]
 
-    def set_state(self, state: Any) -> None:
-        """Goes back to what `state` returned."""
-        self.scores = state.copy()
+    def set_state(self, state: list[Array]) -> None:
+        """Sets the parameters to what `state` returned."""
+        self.scores = state[0].copy()
 
     def write(self) -> None:
-        """Gives the parameters to the mixture's gate."""
+        """Sets the parameters of the mixture's gate."""
 
     def num_parameters(self) -> int:
         """Returns how many numbers are fitted."""
@@ -70,31 +72,37 @@ class ConstantWeights(FixedGate):
         self.scores = np.log(np.maximum(shares, 1e-30))[None]
 
     def restart(self) -> None:
-        """Forgets the weights."""
+        """Makes the weights equal."""
         self.scores = np.zeros_like(self.scores)
 
     def write(self) -> None:
-        """Gives the scores to the gate."""
+        """Sets the scores of the gate."""
         self.gate.scores.assign(log_softmax(self.scores)[0].astype("float32"))
 
     def num_parameters(self) -> int:
-        """The weights sum to one."""
+        """Returns how many numbers are fitted; the weights sum to one."""
         return self.scores.size - 1
 
 
 class LinearScores:
-    """A linear gate under a softmax: multinomial logistic regression on the responsibilities."""
+    """A linear gate under a softmax: multinomial logistic regression on the responsibilities.
+
+    Args:
+        mixture: The built mixture.
+        dense: The Dense layer of the gate.
+        x: Input as for `fit`, of arrays.
+    """
 
     exact = True
 
-    def __init__(self, mixture: "Mixture", dense: keras.layers.Dense, x: Any) -> None:
+    def __init__(self, mixture: "Mixture", dense: keras.layers.Dense, x: Nested) -> None:
         self.mixture = mixture
         self.dense = dense
         self.design = self._design(x)
         values = [np.atleast_2d(np.asarray(value, "float64")) for value in dense.get_weights()]
         self.coefficients = np.concatenate(values)
 
-    def _design(self, x: Any) -> Array:
+    def _design(self, x: Nested) -> Array:
         part = tree.flatten(self.mixture.gate_part(x))
         flat = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in part]
         return with_intercept(np.concatenate(flat, axis=1), self.dense.use_bias)
@@ -103,88 +111,110 @@ class LinearScores:
         """Returns log w of the training data, `(n, e)`."""
         return log_softmax(self.design @ self.coefficients)
 
-    def on(self, x: Any) -> Array:
+    def on(self, x: Nested) -> Array:
         """Returns log w of other data, `(n, e)`."""
         return log_softmax(self._design(x) @ self.coefficients)
 
     def fit(self, counts: Array) -> None:
-        """Climbs from the present coefficients, a few Newton steps at a time."""
+        """Takes a few Newton steps from the present coefficients."""
         weights = counts.sum(axis=1)
         self.coefficients = regression.softmax(
             self.design, counts / weights[:, None], weights, self.coefficients, max_iterations=5
         )
 
     def restart(self) -> None:
-        """Forgets the coefficients."""
+        """Sets the coefficients to zero: equal weights."""
         self.coefficients = np.zeros_like(self.coefficients)
 
-    def state(self) -> Any:
-        """Returns all parameters."""
-        return self.coefficients.copy()
+    def state(self) -> list[Array]:
+        """Returns copies of all parameters."""
+        return [self.coefficients.copy()]
 
-    def set_state(self, state: Any) -> None:
-        """Goes back to what `state` returned."""
-        self.coefficients = state.copy()
+    def set_state(self, state: list[Array]) -> None:
+        """Sets the parameters to what `state` returned."""
+        self.coefficients = state[0].copy()
 
     def write(self) -> None:
-        """Gives kernel and bias to the gate."""
+        """Sets kernel and bias of the gate."""
         values = self.coefficients.astype("float32")
         self.dense.set_weights([values[:-1], values[-1]] if self.dense.use_bias else [values])
 
     def num_parameters(self) -> int:
-        """One class of a softmax is free of charge."""
+        """Returns how many numbers are fitted; one class of a softmax may have scores of zero."""
         features, classes = self.coefficients.shape
         return features * (classes - 1)
 
 
 class KerasGate:
-    """Any gate and router: weights are computed by Keras, the M-step is left to gradients."""
+    """Any gate and router: Keras computes the weights, the M-step takes gradient steps.
+
+    Args:
+        mixture: The built mixture.
+        x: Input as for `fit`.
+        batch_size: As in `predict`.
+        generator: Draws the gate's weights for a restart.
+    """
 
     exact = False
 
-    def __init__(self, mixture: "Mixture", x: Any, batch_size: int | None) -> None:
+    def __init__(
+        self,
+        mixture: "Mixture",
+        x: Nested,
+        batch_size: int | None,
+        generator: np.random.Generator,
+    ) -> None:
         self.mixture = mixture
         self.x = x
         self.batch_size = batch_size
+        self.generator = generator
+        router = mixture.router
+        self.of_router = [] if router is None else list(router.variables)
+        self.variables = [*mixture.gate.variables, *self.of_router]
+        self.router_start = snapshot(self.of_router)
 
     def log_weights(self) -> Array:
         """Returns log w of the training data, `(n, e)`."""
         return self.on(self.x)
 
-    def on(self, x: Any) -> Array:
+    def on(self, x: Nested) -> Array:
         """Returns log w of other data, `(n, e)`."""
         weights = np.asarray(self.mixture.gate_weights(x, batch_size=self.batch_size), "float64")
         return np.log(np.maximum(weights, 1e-30))
 
     def fit(self, counts: Array) -> None:
-        """Gradient steps are taken elsewhere."""
+        """Does nothing: `GradientSteps` trains the gate."""
 
     def restart(self) -> None:
-        """Keeps the weights: a gate that knows nothing yet is as good as another."""
+        """Draws the gate's weights anew, and sets the router back to where it started."""
+        gate = self.mixture.gate
+        part = self.mixture.gate_part(input_specs(self.mixture.state))
+        present = [variable.value for variable in gate.variables]
+        restore(gate.variables, redrawn(gate, present, part, self.generator))
+        restore(self.of_router, self.router_start)
 
-    def state(self) -> Any:
-        """Returns all parameters."""
-        router = self.mixture.router
-        return self.mixture.gate.get_weights(), None if router is None else router.get_weights()
+    def state(self) -> list[Array]:
+        """Returns copies of all variables."""
+        return snapshot(self.variables)
 
-    def set_state(self, state: Any) -> None:
-        """Goes back to what `state` returned."""
-        gate, router = state
-        self.mixture.gate.set_weights(gate)
-        if router is not None and self.mixture.router is not None:
-            self.mixture.router.set_weights(router)
+    def set_state(self, state: list[Array]) -> None:
+        """Sets the variables to what `state` returned."""
+        restore(self.variables, state)
 
     def write(self) -> None:
-        """The gate holds its weights already."""
+        """Does nothing: the gate's variables are the parameters."""
 
     def num_parameters(self) -> int:
         """Returns how many numbers are fitted."""
         return sum(int(np.prod(v.shape)) for v in self.mixture.gate.trainable_variables)
 
 
+GateDriver = FixedGate | LinearScores | KerasGate
+
+
 def gate_of(
-    mixture: "Mixture", x: Any, batch_size: int | None
-) -> FixedGate | LinearScores | KerasGate:
+    mixture: "Mixture", x: Nested, batch_size: int | None, generator: np.random.Generator
+) -> GateDriver:
     """Returns the driver of a mixture's gate: closed form where it is constant or linear."""
     gate, router = mixture.gate, mixture.router
     leaves = tree.flatten(x)
@@ -199,4 +229,4 @@ def gate_of(
         scores = keras.activations.linear if plain else keras.activations.softmax
         if (plain or router is None) and dense.activation is scores:
             return LinearScores(mixture, dense, x)
-    return KerasGate(mixture, x, batch_size)
+    return KerasGate(mixture, x, batch_size, generator)

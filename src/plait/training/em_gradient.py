@@ -1,45 +1,53 @@
 """The M-step by gradients: a few epochs on the expected log-likelihood."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from plait.losses import MixtureNLL, MixtureObjective
 from plait.losses.families import Family
 from plait.ops.likelihood import safe_log
+from plait.training.batches import Batches
 from plait.training.regression import Array
+from plait.typing import Nested, Tensor
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
 
 
 class ExpectedLogLikelihood(MixtureObjective):
-    """`−Σ_l c_l (log p_l(y | x) + log w_l)`, with the counts `c = s r` as part of the target.
+    """`−Σ_l c_l (log p_l(y | x) + log w_l)`, with the counts `c = s r` beside the target.
 
     Args:
         family: The family of the experts.
-        shape: Shape of one target.
         experts: 1.0 where the experts' part is wanted, else 0.0.
         gate: 1.0 where the gate's part is wanted, else 0.0.
     """
 
-    def __init__(self, family: Family, shape: tuple[int, ...], experts: float, gate: float) -> None:
+    def __init__(self, family: Family, experts: float, gate: float) -> None:
         super().__init__(name="expected_log_likelihood")
         self.likelihood = MixtureNLL(family)
-        self.shape = shape
         self.experts, self.gate = experts, gate
 
-    def per_example(self, y_true: Any, weights: Any, outputs: Any) -> Any:
-        """Returns the expected negative log-likelihood of each example."""
-        num_experts = weights.shape[-1]
-        y = ops.reshape(y_true[:, :-num_experts], (-1, *self.shape))
-        counts = y_true[:, -num_experts:]
-        densities = ops.moveaxis(self.likelihood.log_densities(y, weights, outputs), 0, -1)
+    @property
+    def state(self) -> keras.layers.Layer:
+        """The family: its scales change between M-steps, and a compiled step must read them."""
+        return self.likelihood.state
+
+    def per_example(self, y_true: dict[str, Tensor], weights: Tensor, outputs: Tensor) -> Tensor:
+        """Returns the expected negative log-likelihood of each example.
+
+        Args:
+            y_true: The target as `"y"`, `(b, …)`, and the counts as `"counts"`, `(b, e)`.
+            weights: Mixing weights `(b, e)`.
+            outputs: The experts' outputs `(e, b, …)`.
+        """
+        densities = self.likelihood.log_densities(y_true["y"], weights, outputs)
         # A part that is not wanted counts zero times: its variables then have a gradient, of zero.
-        terms = self.experts * densities + self.gate * safe_log(weights)
-        return -ops.sum(counts * terms, axis=-1)
+        terms = self.experts * ops.moveaxis(densities, 0, -1) + self.gate * safe_log(weights)
+        return -ops.sum(y_true["counts"] * terms, axis=-1)
 
 
 class GradientSteps:
@@ -50,6 +58,7 @@ class GradientSteps:
         family: The family of the experts, built.
         x: Input as for `fit`.
         y: Target.
+        generator: Draws the order of the rows.
         experts: Whether the experts take gradient steps.
         gate: Whether the gate does.
         epochs: Epochs of one M-step.
@@ -61,8 +70,9 @@ class GradientSteps:
         self,
         mixture: "Mixture",
         family: Family,
-        x: Any,
-        y: Any,
+        x: Nested,
+        y: Array,
+        generator: np.random.Generator,
         *,
         experts: bool,
         gate: bool,
@@ -70,26 +80,26 @@ class GradientSteps:
         batch_size: int | None,
         learning_rate: float,
     ) -> None:
-        self.mixture, self.x = mixture, x
+        self.mixture = mixture
+        self.x = tree.map_structure(ops.convert_to_numpy, x)
         self.y = np.asarray(y, "float32")
-        self.epochs, self.batch_size = epochs, batch_size
+        self.generator = generator
+        self.epochs, self.batch_size = epochs, batch_size or 32
         self.learning_rate = learning_rate
-        self.objective = ExpectedLogLikelihood(
-            family, self.y.shape[1:], float(experts), float(gate)
-        )
+        self.objective = ExpectedLogLikelihood(family, float(experts), float(gate))
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the optimizer's state."""
+        """Compiles the mixture with an optimizer that has no state yet."""
         self.mixture.compile(keras.optimizers.Adam(self.learning_rate), loss=self.objective)
 
     def fit(self, counts: Array) -> None:
-        """Trains for some epochs on the expected log-likelihood."""
-        flat = self.y.reshape(len(self.y), -1)
+        """Trains for some epochs on the expected log-likelihood, counts `(n, e)`."""
         # Keras divides by the number of rows; regularisers ask for that of the counts.
-        counts = counts * (len(counts) / counts.sum())
-        packed = np.concatenate([flat, counts.astype("float32")], axis=1)
-        self.mixture.fit(self.x, packed, epochs=self.epochs, batch_size=self.batch_size, verbose=0)
+        counts = (counts * (len(counts) / counts.sum())).astype("float32")
+        arrays = (self.x, {"y": self.y, "counts": counts})
+        batches = Batches(arrays, self.batch_size, self.generator)
+        self.mixture.fit(batches, epochs=self.epochs, shuffle=False, verbose=0)
 
     def slow_down(self) -> None:
         """Halves the learning rate."""

@@ -1,58 +1,70 @@
 """Trains the gate alone: frozen experts run once, their outputs are cached."""
 
 import contextlib
-import os
-import tempfile
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
 
+from plait.compat import attach_masks
 from plait.errors import message
 from plait.mixture import Mixture
-from plait.mixture.forward import Parts
+from plait.mixture.forward import Parts, chosen_experts
 from plait.mixture.objective import PartsModel
 from plait.ops.combine import merge_stacked
-
-# Rows of data that the experts read at a time while the cache is filled.
-_CHUNK = 8192
+from plait.ops.routing import Routing, chosen
+from plait.training.batches import Batches
+from plait.training.gate_cache import (
+    Batch,
+    as_data,
+    cached,
+    free_memory,
+    masks_of_outputs,
+    split,
+    validation,
+)
+from plait.training.gate_callbacks import Callbacks, of_mixture
+from plait.typing import Nested, Shape, Tensor
 
 
 def fit_gate(
     mixture: Mixture,
-    x: Any = None,
-    y: Any = None,
+    x: Nested = None,
+    y: Nested = None,
     *,
     batch_size: int = 32,
     epochs: int = 1,
-    verbose: Any = "auto",
-    callbacks: Any = None,
+    verbose: int | str = "auto",
+    callbacks: Callbacks = None,
     validation_split: float = 0.0,
-    validation_data: Any = None,
+    validation_data: Sequence[Nested] | None = None,
     shuffle: bool = True,
-    sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Nested = None,
     initial_epoch: int = 0,
     memory_limit: int | None = None,
 ) -> keras.callbacks.History:
     """Trains gate and router on the experts' cached outputs; the experts stay as they are.
 
     Every expert runs once over the data, in inference mode (dropout off, batch norm on its moving
-    statistics); an epoch then costs what training the gate alone costs. Loss, metrics and a fresh
-    copy of the optimizer are those that the mixture is compiled with.
+    statistics); an epoch then costs what training the gate alone costs. Loss and metrics are those
+    that the mixture is compiled with. The optimizer is a new one with the same settings; the
+    mixture's own keeps its state.
 
     Args:
         mixture: A compiled `plait.Mixture`.
-        x: Array or structure of arrays, `n` examples.
-        y: Array or structure of arrays.
+        x: Array or structure of arrays, `n` examples; also a pandas table.
+        y: Array or structure of arrays; also a pandas column.
         batch_size: As in `keras.Model.fit`.
         epochs: As in `keras.Model.fit`.
         verbose: As in `keras.Model.fit`.
-        callbacks: As in `keras.Model.fit`; `callback.model` is the mixture's gate at work, not the
-            mixture.
+        callbacks: As in `keras.Model.fit`; `callback.model` is the mixture. The learning rate and
+            `stop_training` that a callback sets on it have effect.
         validation_split: As in `keras.Model.fit`.
         validation_data: `(x, y)` or `(x, y, sample_weight)`, arrays.
         shuffle: As in `keras.Model.fit`.
+        class_weight: As in `keras.Model.fit`.
         sample_weight: As in `keras.Model.fit`.
         initial_epoch: As in `keras.Model.fit`.
         memory_limit: Bytes of cached outputs from which they are kept in a temporary file; `None`
@@ -62,7 +74,8 @@ def fit_gate(
         The Keras history.
 
     Raises:
-        ValueError: If the mixture is not compiled.
+        ValueError: If the mixture is not compiled, the validation data or their share do not fit,
+            or a callback is `BackupAndRestore`.
         TypeError: If `x` or `y` are not arrays.
 
     Example:
@@ -81,30 +94,45 @@ def fit_gate(
                 "Call compile first",
             )
         )
-    _check_arrays(x, "x")
-    _check_arrays(y, "y")
-    if not mixture.built:
-        mixture(tree.map_structure(lambda leaf: leaf[:1], x))
-    train, valid = _split(x, y, sample_weight, validation_split, validation_data)
-    limit = _free_memory() // 2 if memory_limit is None else memory_limit
-    with contextlib.ExitStack() as files:
-        data = _cache(mixture, train, limit, files)
-        held_out = valid and _cache(mixture, valid, limit, files)
-        if any(isinstance(leaf, np.memmap) for leaf in tree.flatten(data)):
-            # Read batch by batch; Keras would load an array whole.
-            fed = {"x": _Batches(data, batch_size, shuffle), "shuffle": False}
+    train, valid = split(
+        as_data(x, y, sample_weight), 0.0 if validation_data is not None else validation_split
+    )
+    if validation_data is not None:
+        valid = validation(validation_data)
+    limit = free_memory() // 2 if memory_limit is None else memory_limit
+    with contextlib.ExitStack() as files, _scope_of(mixture):
+        if not mixture.built:
+            mixture(tree.map_structure(lambda leaf: leaf[:1], train.x))
+        data = cached(mixture, train, limit, files)
+        held_out = valid and cached(mixture, valid, limit, files)
+        trainer = _GateTrainer(mixture)
+        if any(isinstance(leaf, np.memmap) for leaf in tree.flatten(data.x)):
+            # Read batch by batch; Keras would load an array whole. Keras seeds NumPy's `random`.
+            arrays = tuple(data if data.sample_weight is not None else data[:2])
+            batches = Batches(arrays, batch_size, np.random if shuffle else None)
+            fed: dict[str, Nested] = {"x": batches, "shuffle": False}
         else:
-            names = ("x", "y", "sample_weight")
-            fed = dict(zip(names, data, strict=False), batch_size=batch_size, shuffle=shuffle)
-        return _GateTrainer(mixture).fit(
-            **fed,
-            validation_data=held_out,
-            validation_batch_size=batch_size,
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            verbose=verbose,
-            callbacks=callbacks,
-        )
+            fed = {**data._asdict(), "batch_size": batch_size, "shuffle": shuffle}
+        steps = -(-len(tree.flatten(train.x)[0]) // batch_size)
+        with of_mixture(
+            callbacks, mixture, trainer, verbose=verbose, epochs=epochs, steps=steps
+        ) as made:
+            return trainer.fit(
+                **fed,
+                class_weight=class_weight,
+                validation_data=held_out,
+                validation_batch_size=batch_size,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                verbose=verbose,
+                callbacks=made,
+            )
+
+
+def _scope_of(mixture: Mixture) -> contextlib.AbstractContextManager:
+    """Returns the scope of the `tf.distribute` strategy under which the mixture was made."""
+    strategy = getattr(mixture, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 class _GateTrainer(PartsModel):
@@ -114,129 +142,46 @@ class _GateTrainer(PartsModel):
         super().__init__(name=f"{mixture.name}_gate")
         self.gate = mixture.gate
         self.router = mixture.router
+        self.supports_masking = True
         self._weights_shape = mixture.weights_shape()
         self._route = mixture.route  # a bound method, which Keras does not track
         self.built = True
         mixture.compile_like(self)
 
-    def weights_shape(self) -> Any:
+    def weights_shape(self) -> Shape | None:
         return self._weights_shape
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        mask = mask["x"] if mask is not None else None
-        routing = self._route(inputs["x"], bool(training), mask)
+    def call(
+        self, inputs: Batch, training: bool | None = None, mask: Batch | None = None
+    ) -> Nested:
+        of_x = None if mask is None else mask["x"]
+        routing = self._route(inputs["x"], bool(training), of_x)
         routed = len(routing.weights.shape) - 1
-        outputs = tree.map_structure(
-            lambda leaf: keras.ops.moveaxis(leaf, routed, 0), inputs["outputs"]
-        )
+        outputs = tree.map_structure(lambda leaf: ops.moveaxis(leaf, routed, 0), inputs["outputs"])
+        if self.router is not None and self.router.sparse:
+            outputs = _without_unchosen(routing, outputs)
+        masks = masks_of_outputs(inputs)
         if self.objective is not None:
-            masks = [None] * len(tree.flatten(outputs))
             self.note_parts(Parts(routing.weights, outputs, masks, []))
             outputs = self.objective.mean(outputs)
-        return merge_stacked(routing.weights, outputs, self.compute_dtype)
+        merged = merge_stacked(routing.weights, outputs, self.compute_dtype)
+        return attach_masks(merged, masks)
+
+    def compute_mask(self, inputs: Nested, mask: Nested = None) -> None:
+        """The outputs' masks are attached in `call`."""
+        del inputs, mask
 
 
-class _Batches(keras.utils.PyDataset):
-    """Batches of arrays that may lie in files."""
+def _without_unchosen(routing: Routing, outputs: Nested) -> Nested:
+    """Returns outputs `(e, b, …, u)` with zeros where an expert was not chosen.
 
-    def __init__(self, arrays: Any, batch_size: int, shuffle: bool) -> None:
-        super().__init__()
-        self.arrays = arrays
-        self.batch_size = batch_size
-        self.order = np.arange(len(tree.flatten(arrays)[0]))
-        self.shuffle = shuffle
-        self.on_epoch_end()
+    A weight of zero times an expert's NaN would be NaN.
+    """
+    keep = chosen(chosen_experts(routing), routing.weights.shape[-1])
+    keep = ops.moveaxis(keep, -1, 0)
 
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+    def clear(leaf: Tensor) -> Tensor:
+        ones = (1,) * (len(leaf.shape) - len(keep.shape))
+        return ops.where(ops.reshape(keep, (*ops.shape(keep), *ones)), leaf, ops.zeros_like(leaf))
 
-    def __getitem__(self, index: int) -> Any:
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-
-        def batch(leaf: Any) -> Any:  # what Keras does with arrays, it leaves to a PyDataset
-            part = np.asarray(leaf[rows])
-            return part.astype(keras.config.floatx()) if part.dtype == "float64" else part
-
-        return tree.map_structure(batch, self.arrays)
-
-    def on_epoch_end(self) -> None:
-        if self.shuffle:
-            np.random.shuffle(self.order)  # noqa: NPY002 (Keras seeds NumPy's global generator)
-
-
-def _cache(mixture: Mixture, data: Any, limit: int, files: contextlib.ExitStack) -> Any:
-    """Returns the data with every expert's output beside the inputs."""
-    x, y, sample_weight = data
-    inputs = {"x": x, "outputs": _run_once(mixture, x, limit, files)}
-    return (inputs, y) if sample_weight is None else (inputs, y, sample_weight)
-
-
-def _run_once(mixture: Mixture, x: Any, limit: int, files: contextlib.ExitStack) -> Any:
-    """Returns every expert's output for `x`, in memory or in a temporary file."""
-    size = len(tree.flatten(x)[0])
-    caches: Any = None
-    for start in range(0, size, _CHUNK):
-        part = tree.map_structure(lambda leaf, s=start: leaf[s : s + _CHUNK], x)
-        outputs = mixture.expert_outputs(part, batch_size=min(_CHUNK, 256))
-        if caches is None:
-            needed = sum(leaf.nbytes // len(leaf) * size for leaf in tree.flatten(outputs))
-            folder = files.enter_context(tempfile.TemporaryDirectory()) if needed > limit else None
-            caches = _empty_like(outputs, size, folder)
-        for cache, leaf in zip(tree.flatten(caches), tree.flatten(outputs), strict=True):
-            cache[start : start + len(leaf)] = leaf
-    return caches
-
-
-def _empty_like(outputs: Any, size: int, folder: str | None) -> Any:
-    """Returns arrays for `size` rows like the given ones, in memory or as files of a folder."""
-
-    def empty(name: int, leaf: np.ndarray) -> np.ndarray:
-        shape = (size, *leaf.shape[1:])
-        if folder is None:
-            return np.empty(shape, leaf.dtype)
-        path = os.path.join(folder, f"{name}.npy")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=leaf.dtype, shape=shape)
-
-    arrays = [empty(name, leaf) for name, leaf in enumerate(tree.flatten(outputs))]
-    return tree.pack_sequence_as(outputs, arrays)
-
-
-def _split(x: Any, y: Any, sample_weight: Any, share: float, validation_data: Any) -> Any:
-    """Returns training and validation triples `(x, y, sample_weight)`; the latter may be `None`."""
-    if validation_data is not None:
-        valid_x, valid_y, *rest = validation_data
-        return (x, y, sample_weight), (valid_x, valid_y, rest[0] if rest else None)
-    if not share:
-        return (x, y, sample_weight), None
-    cut = int(len(tree.flatten(x)[0]) * (1 - share))
-
-    def part(structure: Any, rows: slice) -> Any:
-        return None if structure is None else tree.map_structure(lambda a: a[rows], structure)
-
-    first, last = slice(0, cut), slice(cut, None)
-    return (
-        tuple(part(structure, first) for structure in (x, y, sample_weight)),
-        tuple(part(structure, last) for structure in (x, y, sample_weight)),
-    )
-
-
-def _check_arrays(structure: Any, name: str) -> None:
-    leaves = tree.flatten(structure)
-    if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
-        kinds = sorted({type(leaf).__name__ for leaf in leaves})
-        raise TypeError(
-            message(
-                f"`{name}` of fit_gate must be an array or a structure of arrays, since the "
-                "experts' outputs for it are cached",
-                f"{', '.join(kinds)}",
-                "Load the data into arrays, or freeze the experts and call fit",
-            )
-        )
-
-
-def _free_memory() -> int:
-    """Returns the bytes of memory that are free, or 4 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30
+    return tree.map_structure(clear, outputs)

@@ -1,7 +1,7 @@
 """Families of linear experts in NumPy float64: log-densities, and M-steps to convergence."""
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -9,17 +9,18 @@ import numpy as np
 from plait.losses import families
 from plait.training import regression
 from plait.training.regression import Array
+from plait.typing import Tensor
 
 
 class LinearFamily:
-    """A family of experts that are linear up to the family's canonical link.
+    """A family of experts that are linear up to the family's canonical link function.
 
     Args:
-        family: The `plait.losses.families.Family` that it stands for.
+        family: The `plait.losses.families.Family` of the experts.
         num_experts: `e`.
     """
 
-    activations: tuple[Any, ...] = ()
+    activations: tuple[Callable[..., Tensor], ...] = ()
     """The activations of a Dense layer that make it this family's expert."""
 
     def __init__(self, family: families.Family, num_experts: int) -> None:
@@ -32,7 +33,7 @@ class LinearFamily:
         return y.reshape(len(y), units)
 
     def bound(self, target: Array, sample_weight: Array) -> None:
-        """Bounds what might run away on this training data; here, nothing."""
+        """Bounds parameters that have no maximum on this training data; here, none."""
 
     def log_density(self, eta: Array, target: Array, expert: int) -> Array:
         """Returns `log p_l(y | x)`, `(n,)`, from the linear predictor `(n, u)`."""
@@ -42,12 +43,12 @@ class LinearFamily:
         """Returns the coefficients `(d, u)` that maximise the weighted log-density."""
         raise NotImplementedError
 
-    def state(self) -> Any:
-        """Returns what belongs to the family and not to the coefficients."""
+    def state(self) -> Array | None:
+        """Returns a copy of the family's own parameters, or `None` where it has none."""
         return None
 
-    def set_state(self, state: Any) -> None:
-        """Goes back to what `state` returned."""
+    def set_state(self, state: Array | None) -> None:
+        """Sets the family's own parameters to what `state` returned."""
 
     def num_parameters(self) -> int:
         """Returns how many parameters the family adds to the coefficients."""
@@ -98,8 +99,9 @@ class LinearGaussian(LinearFamily):
         """Returns the scales."""
         return self.scales.copy()
 
-    def set_state(self, state: Array) -> None:
+    def set_state(self, state: Array | None) -> None:
         """Sets the scales."""
+        assert state is not None  # `state` returned the scales
         self.scales = state.copy()
 
     def num_parameters(self) -> int:
@@ -123,7 +125,7 @@ class LinearPoisson(LinearFamily):
         return (target * eta - np.exp(eta) - _log_factorial(target)).sum(axis=1)
 
     def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Climbs from the present coefficients."""
+        """Takes Newton steps from the present coefficients."""
         return regression.poisson(design, target, weights, start)
 
 
@@ -142,7 +144,7 @@ class LinearBernoulli(LinearFamily):
         return (target * eta - np.logaddexp(0.0, eta)).sum(axis=1)
 
     def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Climbs from the present coefficients."""
+        """Takes Newton steps from the present coefficients."""
         return regression.logistic(design, target, weights, start)
 
 
@@ -168,11 +170,11 @@ class LinearCategorical(LinearFamily):
         return (target * regression.log_softmax(eta)).sum(axis=1)
 
     def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Climbs from the present coefficients."""
+        """Takes Newton steps from the present coefficients."""
         return regression.softmax(design, target, weights, start)
 
 
-_LINEAR: dict[type[families.Family], type[Any]] = {
+_LINEAR: dict[type[families.Family], Callable[..., LinearFamily]] = {
     families.Bernoulli: LinearBernoulli,
     families.Categorical: LinearCategorical,
     families.Gaussian: LinearGaussian,

@@ -10,27 +10,28 @@ from plait.errors import message
 from plait.experts import copy_of
 from plait.mixture import Mixture
 from plait.mixture.gates import GateSpec
+from plait.training.redraw import set_all
 
 
 def _is_graph(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.Sequential) or is_functional(layer)
 
 
-# What may stand between the layer that scores the experts and the end of a gate.
+# Layers that may follow, in a gate, the one that scores the experts.
 _AFTER_SCORES = (keras.layers.Activation, keras.layers.Softmax)
 
 
 def prune(mixture: Mixture, experts: Iterable[int]) -> Mixture:
-    """Returns a mixture without some experts, such as those that `EMResult.dead` names.
+    """Returns a mixture without some experts, such as those that `EMResult.dead` lists.
 
-    The others are as they were, and so are their scores: under a softmax their weights are those
-    of before, divided by their sum,
+    The others keep their values and their scores. Under a softmax their new weights are the old
+    ones divided by their sum,
 
         w'_l(x) = w_l(x) / Σ_{j kept} w_j(x).
 
-    The gate is a new one without the columns of the experts that go; the router is a copy. Experts
-    that were passed in to the mixture are also those of the new one; from a template, copies are
-    made. The mixture itself is left as it is.
+    The gate is a new one without the columns of the pruned experts; the router is a copy. Models
+    that were passed to the mixture in a list are the experts of both mixtures; experts of a
+    template are copied. The mixture itself is left as it is.
 
     The new mixture is not compiled. Learned scales of `MixtureNLL("gaussian")` belong to what was
     compiled: `fit_em` learns them anew, or compile with those that remain,
@@ -78,8 +79,7 @@ def prune(mixture: Mixture, experts: Iterable[int]) -> Mixture:
     )
     new.build_from_config(mixture.get_build_config())
     if state.ownership != "shared":
-        for number, expert in enumerate(kept):
-            new.state.bank.set_values(number, state.bank.values(expert))
+        set_all(new.state.bank, [state.bank.values(expert) for expert in kept])
     _carry_over(mixture.gate, new.gate, kept)
     if router is not None:
         _carry_over(router, new.router, kept)
@@ -106,8 +106,8 @@ def _remaining(mixture: Mixture, experts: Iterable[int]) -> list[int]:
                 "Call it on data once, or call build(input_shape)",
             )
         )
-    gone = list(experts)
-    for expert in gone:
+    gone = set()
+    for expert in experts:
         if expert not in range(mixture.num_experts):
             raise ValueError(
                 message(
@@ -116,6 +116,7 @@ def _remaining(mixture: Mixture, experts: Iterable[int]) -> list[int]:
                     "Name some of these",
                 )
             )
+        gone.add(expert)
     kept = [i for i in range(mixture.num_experts) if i not in gone]
     if not kept:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -153,7 +152,7 @@ def _ascend(
     start: Array,
     max_iterations: int = 50,
 ) -> Array:
-    """Climbs by Newton steps, halved until the value does not fall."""
+    """Takes Newton steps, each halved until the value does not fall."""
     point, height = start, value(start)
     for _ in range(max_iterations):
         direction = step(point)
@@ -170,8 +169,8 @@ def _ascend(
     return point
 
 
-def _solve(matrix: Array, gradient: Array) -> Any:
-    """Solves for a Newton step; a small ridge stands in where the matrix is singular."""
+def _solve(matrix: Array, gradient: Array) -> Array:
+    """Solves for a Newton step; a small ridge makes a singular matrix regular."""
     size = len(matrix)
     ridge = 1e-10 * max(float(np.trace(matrix)) / size, 1e-12)
     return np.linalg.lstsq(matrix + ridge * np.eye(size), gradient, rcond=None)[0]

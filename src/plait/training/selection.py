@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plait.errors import choose_from, message
 from plait.training.em import EMResult, fit_em
+from plait.typing import Nested
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
@@ -20,14 +21,14 @@ class Selection(NamedTuple):
     """
 
     num_experts: int
-    mixture: Any
+    mixture: "Mixture"
     results: dict[int, EMResult]
 
 
 def choose_num_experts(
     build: "Callable[[int], Mixture]",
-    x: Any,
-    y: Any,
+    x: Nested,
+    y: Nested,
     candidates: Iterable[int] = (1, 2, 3, 4),
     *,
     criterion: str = "bic",
@@ -35,9 +36,9 @@ def choose_num_experts(
 ) -> Selection:
     """Fits mixtures of several sizes by EM and picks one by an information criterion.
 
-    BIC asks which density fits best (Schwarz 1978); ICL also wants each example to belong clearly
-    to one expert (Biernacki et al. 2000), and so picks fewer. Both hold for experts and gates of
-    few parameters; for networks compare validation scores.
+    BIC compares how well the densities fit (Schwarz 1978); ICL adds a penalty where an example
+    belongs to no single expert (Biernacki et al. 2000), and so picks fewer. Both hold for experts
+    and gates of few parameters; for networks compare validation scores.
 
     Args:
         build: Makes a new mixture of a given number of experts.

@@ -12,6 +12,8 @@ from plait.compat import is_functional, refresh_adapted
 from plait.errors import choose_from, message
 from plait.experts import copy_of
 from plait.mixture import Mixture
+from plait.mixture.specs import takes_single_rows
+from plait.typing import Config, Nested
 
 
 def _is_graph(layer: keras.layers.Layer) -> bool:
@@ -25,7 +27,7 @@ class Upcycled(NamedTuple):
     """What `upcycle` gives.
 
     Attributes:
-        model: The new model; it shares no weights with the one it came from, and is not compiled.
+        model: The new model; it shares no weights with the given one, and is not compiled.
         difference: Largest absolute difference between the outputs of the two.
     """
 
@@ -37,21 +39,21 @@ def upcycle(
     model: keras.Model,
     layers: str | Sequence[str] | None = None,
     num_experts: int = 4,
-    router: Any = None,
+    router: routers.Router | str | Config | None = None,
     *,
     noise: float = 0.0,
     seed: int | None = None,
-    x: Any = None,
+    x: Nested = None,
 ) -> Upcycled:
     """Turns layers of a trained model into mixtures of copies of themselves.
 
-    Every expert starts as a copy of the layer, and a fresh linear gate on what the layer reads
-    weighs each step of a sequence. Where the weights sum to one, the copies together compute what
-    the layer did: `Σ_l w_l(x) · f(x) = f(x)`. Training goes on from there (Komatsuzaki et al.
-    2022).
+    Every expert starts as a copy of the layer, and a new linear gate on the layer's input weighs
+    each step of a sequence. Where the weights sum to one, the mixture computes what the layer did:
+    `Σ_l w_l(x) · f(x) = f(x)`. Training goes on from there (Komatsuzaki et al. 2022).
 
-    Equal experts under a dense router get equal gradients up to their weights, so they part only
-    slowly; `noise` parts them at the start, at the price of a difference.
+    Equal experts under a dense router get equal gradients up to their weights, so that they become
+    different only slowly; `noise` makes them different at the start, and the model's output with
+    them.
 
     Args:
         model: A trained functional or Sequential model; it is left as it is.
@@ -59,8 +61,9 @@ def upcycle(
             feed-forward blocks, or any other layer with one input and one output. Layers of nested
             models are found too. `None` takes every `Dense` layer that is not the model's last.
         num_experts: Number of copies, `e`.
-        router: As in `Mixture`; `None` is a softmax. `plait.routers.TopK(2)` keeps the cost of two
-            copies; `TopK(1, renormalize=False)` and capacities do not keep the function.
+        router: As in `Mixture`. `None`: the gate's output is the weights, so the gate ends in a
+            softmax. `plait.routers.TopK(2)` runs two copies for each row. Routers whose weights do
+            not sum to one, such as `TopK(1)` or any with a capacity, do not keep the function.
         noise: Standard deviation of the noise on each copy's kernels, relative to the standard
             deviation of the kernel itself. Vectors, such as biases, stay as they are.
         seed: Seed of the noise.
@@ -91,8 +94,7 @@ def upcycle(
     _check(model, num_experts, noise)
     names = _chosen(model, layers)
     rng = np.random.default_rng(seed)
-    rule = routers.get("softmax" if router is None else router)
-    assert rule is not None
+    rule = routers.get(router)
 
     def cloned(layer: keras.layers.Layer) -> keras.layers.Layer:
         if layer.name in names:
@@ -107,7 +109,7 @@ def upcycle(
     return Upcycled(new, _difference(model, new, data))
 
 
-def _check(model: Any, num_experts: int, noise: float) -> None:
+def _check(model: keras.layers.Layer, num_experts: int, noise: float) -> None:
     if not _is_graph(model):
         raise TypeError(
             message(
@@ -175,20 +177,35 @@ def _chosen(model: keras.Model, layers: str | Sequence[str] | None) -> set[str]:
 
 
 def _mixture_of(
-    layer: keras.layers.Layer, num_experts: int, rule: Any, noise: float, rng: np.random.Generator
+    layer: keras.layers.Layer,
+    num_experts: int,
+    rule: routers.Router | None,
+    noise: float,
+    rng: np.random.Generator,
 ) -> Mixture:
     """Returns a mixture of copies of a layer."""
     spec = _input_of(layer)
     after = tuple(layer.compute_output_spec(spec).shape)
     # Weights per step where the layer keeps the steps, else per example.
-    gate = keras.layers.Dense(num_experts) if after[:-1] == tuple(spec.shape)[:-1] else None
+    by_step = after[:-1] == tuple(spec.shape)[:-1]
+    scores = "linear" if rule is not None and rule.from_logits else "softmax"
+    gate = keras.layers.Dense(num_experts, activation=scores) if by_step else None
+    by_rows = rule is not None and rule.sparse and by_step
     experts = []
     for offset in range(num_experts):
-        expert = _copy(layer, offset, spec, by_rows=rule.sparse and gate is not None)
+        expert = _copy(layer, offset, spec, by_rows)
         _set_weights(expert, [_noisy(value, noise, rng) for value in layer.get_weights()])
         experts.append(expert)
-    config = {key: value for key, value in rule.get_config().items() if key != "name"}
-    return Mixture(experts, gate, router=type(rule).from_config(config), name=layer.name)
+    # Owned by the mixture, experts of one architecture are one stack of variables and one call.
+    return Mixture(experts, gate, router=_another(rule), copy_experts=True, name=layer.name)
+
+
+def _another(router: routers.Router | None) -> routers.Router | None:
+    """Returns a router like the given one, under a name of its own."""
+    if router is None:
+        return None
+    config = {key: value for key, value in router.get_config().items() if key != "name"}
+    return type(router).from_config(config)
 
 
 def _input_of(layer: keras.layers.Layer) -> keras.KerasTensor:
@@ -219,13 +236,10 @@ def _copy(
     row = Spec((None, *spec.shape[-1:]), spec.dtype)
     if by_rows and isinstance(layer, keras.Sequential) and len(spec.shape) > 2:
         parts = [copy_of(part, offset) for part in layer.layers]
-        # Not a model, which would tell the mixture to expect single rows.
+        # Not a model: the mixture would build early, for single rows instead of sequences.
         expert = keras.layers.Pipeline(parts, name=layer.name)
-        try:
+        if takes_single_rows(expert, row):
             expert(row)
-        except Exception:  # a block that mixes steps refuses a single one, in its own words
-            pass
-        else:
             return expert
     expert = copy_of(layer, offset)
     if not expert.built:
@@ -252,16 +266,16 @@ def _carry_over(old: keras.Model, new: keras.Model, names: set[str]) -> None:
 
 
 def _set_weights(layer: keras.layers.Layer, values: list[np.ndarray]) -> None:
-    """Sets all weights, and lets adapted layers compute what they keep beside theirs."""
+    """Sets all weights, and recomputes the constants that adapted layers make of theirs."""
     layer.set_weights(values)
     refresh_adapted(layer)
 
 
-def _samples(model: keras.Model) -> Any:
+def _samples(model: keras.Model) -> Nested:
     """Returns 16 examples of standard normal numbers, in the structure of the model's input."""
     rng = np.random.default_rng(0)
 
-    def draw(spec: Any) -> np.ndarray:
+    def draw(spec: keras.KerasTensor) -> np.ndarray:
         shape = tuple(spec.shape)[1:]
         if "float" not in spec.dtype or None in shape:
             raise ValueError(
@@ -277,6 +291,6 @@ def _samples(model: keras.Model) -> Any:
     return tree.map_structure(draw, inputs)
 
 
-def _difference(old: keras.Model, new: keras.Model, x: Any) -> float:
+def _difference(old: keras.Model, new: keras.Model, x: Nested) -> float:
     pairs = zip(*(tree.flatten(model.predict(x, verbose=0)) for model in (old, new)), strict=True)
     return max(float(np.max(np.abs(a - b))) for a, b in pairs)

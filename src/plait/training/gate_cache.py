@@ -1,0 +1,181 @@
+"""The data of `fit_gate`: arrays, split for validation, with the experts' outputs beside them."""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from plait.errors import message
+from plait.mixture import Mixture
+from plait.typing import Mask, Nested, Tensor
+
+# Rows of data that the experts read at a time while the cache is filled.
+_CHUNK = 8192
+_PROBE = "outputs and masks"
+
+
+# `"x"`, `"outputs"` and, where an output has a mask, `"masks"`.
+Batch = dict[str, Any]
+
+
+class Data(NamedTuple):
+    """Arrays of `n` rows: input, target and sample weights, or `None`."""
+
+    x: Nested
+    y: Nested
+    sample_weight: Nested
+
+
+def as_data(x: Nested, y: Nested, sample_weight: Nested = None) -> Data:
+    """Returns data as arrays; columns and tables of pandas become arrays as in Keras.
+
+    Raises:
+        TypeError: If something is no array.
+    """
+    named = {"x": x, "y": y, "sample_weight": sample_weight}
+    return Data(*(_arrays(structure, name) for name, structure in named.items()))
+
+
+def split(data: Data, share: float) -> tuple[Data, Data | None]:
+    """Returns training and validation data: the last rows, `share` of all, or `None`.
+
+    Raises:
+        ValueError: If no row is left for either.
+    """
+    if not share:
+        return data, None
+    size = len(tree.flatten(data.x)[0])
+    cut = math.floor(size * (1 - share))
+    if not 0 < cut < size:
+        raise ValueError(
+            message(
+                "`validation_split` of fit_gate must leave a row for training and for validation",
+                f"validation_split={share!r} of {size} rows",
+                "Use validation_split=0.2, or pass validation_data",
+            )
+        )
+
+    def part(rows: slice) -> Data:
+        made = [None if s is None else tree.map_structure(lambda a: a[rows], s) for s in data]
+        return Data(*made)
+
+    return part(slice(0, cut)), part(slice(cut, None))
+
+
+def validation(given: Sequence[Nested]) -> Data:
+    """Returns validation data from `(x, y)` or `(x, y, sample_weight)`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+        kind = type(given).__name__
+        raise ValueError(
+            message(
+                "`validation_data` of fit_gate must be (x, y) or (x, y, sample_weight)",
+                f"a {kind} of {len(given)}" if isinstance(given, (tuple, list)) else f"a {kind}",
+                "Load the data into arrays",
+            )
+        )
+    return as_data(*given)
+
+
+def _arrays(structure: Nested, name: str) -> Nested:
+    if structure is None and name == "sample_weight":
+        return None
+    leaves = [_of_pandas(leaf) for leaf in tree.flatten(structure)]
+    if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+        raise TypeError(
+            message(
+                f"`{name}` of fit_gate must be an array or a structure of arrays, since the "
+                "experts' outputs for it are cached",
+                ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or repr(structure),
+                "Load the data into arrays, or freeze the experts and call fit",
+            )
+        )
+    return tree.pack_sequence_as(structure, leaves)
+
+
+def _of_pandas(leaf: Tensor) -> Tensor:
+    """Returns a table as an array `(n, columns)`, a column as `(n, 1)`, anything else as it is."""
+    if not hasattr(leaf, "to_numpy"):
+        return leaf
+    array = leaf.to_numpy()
+    return array[:, None] if array.ndim == 1 else array
+
+
+class _Outputs(keras.Model):
+    """Predicts the output of every expert, and where it is valid."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        super().__init__(autocast=False, name=f"{mixture.name}_outputs")
+        self.mixture = mixture
+
+    def call(self, inputs: Nested, mask: Nested = None) -> dict[str, Nested]:
+        mixture = self.mixture
+        routing = mixture.route(inputs, False, mask)
+        parts = mixture.every_output(routing, inputs, False, mask)
+        routed = len(routing.weights.shape) - 1
+        outputs = tree.map_structure(lambda leaf: ops.moveaxis(leaf, 0, routed), parts.outputs)
+        masks = {str(i): mask for i, mask in enumerate(parts.masks) if mask is not None}
+        return {"outputs": outputs, "masks": masks} if masks else {"outputs": outputs}
+
+
+def cached(mixture: Mixture, data: Data, limit: int, files: contextlib.ExitStack) -> Data:
+    """Returns the data with `"outputs"` of every expert, and their `"masks"`, beside `"x"`.
+
+    Args:
+        mixture: A built mixture.
+        data: Arrays.
+        limit: Bytes of outputs from which they are kept in a temporary file.
+        files: Removes the file when it is closed.
+    """
+    size = len(tree.flatten(data.x)[0])
+    probes = mixture.state.probes
+    if _PROBE not in probes:
+        probes[_PROBE] = _Outputs(mixture)
+    caches: dict[str, Nested] = {}
+    for start in range(0, size, _CHUNK):
+        part = tree.map_structure(lambda leaf, s=start: leaf[s : s + _CHUNK], data.x)
+        found = probes[_PROBE].predict(part, batch_size=256, verbose=0)
+        if not caches:
+            needed = sum(leaf.nbytes // len(leaf) * size for leaf in tree.flatten(found))
+            folder = files.enter_context(tempfile.TemporaryDirectory()) if needed > limit else None
+            caches = _empty_like(found, size, folder)
+        for cache, leaf in zip(tree.flatten(caches), tree.flatten(found), strict=True):
+            cache[start : start + len(leaf)] = leaf
+    return data._replace(x={"x": data.x, **caches})
+
+
+def masks_of_outputs(inputs: Batch) -> list[Mask]:
+    """Returns the masks in a batch of `cached` data, flat, `None` where an output has none."""
+    masks: dict[str, Mask] = inputs.get("masks", {})
+    return [masks.get(str(number)) for number in range(len(tree.flatten(inputs["outputs"])))]
+
+
+def _empty_like(outputs: dict[str, Nested], size: int, folder: str | None) -> dict[str, Nested]:
+    """Returns arrays for `size` rows like the given ones, in memory or as files of a folder."""
+
+    def empty(name: int, leaf: np.ndarray) -> np.ndarray:
+        shape = (size, *leaf.shape[1:])
+        if folder is None:
+            return np.empty(shape, leaf.dtype)
+        path = os.path.join(folder, f"{name}.npy")
+        return np.lib.format.open_memmap(path, mode="w+", dtype=leaf.dtype, shape=shape)
+
+    arrays = [empty(name, leaf) for name, leaf in enumerate(tree.flatten(outputs))]
+    return tree.pack_sequence_as(outputs, arrays)
+
+
+def free_memory() -> int:
+    """Returns the bytes of memory that are free, or 4 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30
