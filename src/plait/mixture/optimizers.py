@@ -2,7 +2,7 @@
 
 import keras
 
-_BY_ELEMENT = (
+_BY_ELEMENT: tuple[type, ...] = (
     keras.optimizers.Adadelta,
     keras.optimizers.Adagrad,
     keras.optimizers.Adam,
