@@ -40,6 +40,7 @@ def signature(expert: keras.layers.Layer) -> Signature | None:
         return None
     try:
         config = _config_text(expert)
+        inner = _untold_configs(layers)
     except _NO_CONFIG:
         return None
     trainable = {id(variable) for variable in expert.trainable_variables}
@@ -55,6 +56,8 @@ def signature(expert: keras.layers.Layer) -> Signature | None:
             (f"the dtype policy of layer {number}", layer.dtype_policy.name),
             (f"the activity regularizer of layer {number}", _token(layer.activity_regularizer)),
         ]
+        if number in inner:
+            pairs.append((f"the config of {type(layer).__name__} {number}", inner[number]))
         if not _is_library_layer(layer):
             pairs += [
                 (f"the attribute {name!r} of {type(layer).__name__} {number}", _token(value))
@@ -182,6 +185,20 @@ _OF_TRAINING = (
     "stop_predicting",
     "stop_training",
 )
+
+
+def _untold_configs(layers: Sequence[keras.layers.Layer]) -> dict[int, str]:
+    """Returns the configs of Keras' layers by number, where a user's layer may hold them.
+
+    Its own config need not tell what its layers are made of.
+    """
+    if all(map(_is_library_layer, layers)):
+        return {}
+    return {
+        number: _config_text(layer)
+        for number, layer in enumerate(layers)
+        if _is_library_layer(layer) and not hasattr(layer, "read_one")  # its mixture tells of it
+    }
 
 
 def _is_library_layer(layer: keras.layers.Layer) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import keras
 from keras import ops
 
+from plait.compat import flat_layers
 from plait.errors import message
 from plait.experts.initialization import stack_many
 from plait.ops.backend import unstack, vectorized_map
@@ -113,27 +114,39 @@ class StackedExperts(keras.layers.Layer):
         """
         del input_shape
         template = self._make.template
-        trainable = {id(variable) for variable in template.trainable_variables}
+        trained = {id(variable) for variable in template.trainable_variables}
+        trainable = _once_released(template)
         owners: dict[str, _Owner] = {}
         stacked = []
         for position, variable in enumerate(template.variables):
             owner = _owner_of(variable, owners)
             regularizer = getattr(variable, "regularizer", None)
             constraint = getattr(variable, "constraint", None)
-            stacked.append(
-                owner.add_weight(
-                    shape=(self.num_experts, *variable.shape),
-                    initializer=_at(self._make.initial, position),
-                    dtype=variable.dtype,
-                    trainable=id(variable) in trainable,
-                    autocast=False,
-                    regularizer=None if regularizer is None else StackedRegularizer(regularizer),
-                    constraint=None if constraint is None else StackedConstraint(constraint),
-                    name=variable.name,
-                )
+            stack = owner.add_weight(
+                shape=(self.num_experts, *variable.shape),
+                initializer=_at(self._make.initial, position),
+                dtype=variable.dtype,
+                trainable=id(variable) in trainable,
+                autocast=False,
+                regularizer=None if regularizer is None else StackedRegularizer(regularizer),
+                constraint=None if constraint is None else StackedConstraint(constraint),
+                name=variable.name,
             )
+            if id(variable) in trainable and id(variable) not in trained:
+                stack.trainable = False  # frozen, to be released with the mixture
+            stacked.append(stack)
         self.owners = list(owners.values())
         self._make.stacked = stacked
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the experts are trained; what is set holds for each of their layers."""
+        return bool(super().trainable)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Layer.trainable.fset(self, value)
+        self._make.template.trainable = value  # batch norm asks its layer
 
     def compute_output_shape(self, input_shape: Shapes) -> Shapes:
         """Returns the shape of one expert's output."""
@@ -188,6 +201,21 @@ def _owner_of(variable: keras.Variable, owners: dict[str, _Owner]) -> _Owner:
     while name in owners and variable.name in {v.name for v in owners[name].variables}:
         name = f"{name}_"
     return owners.setdefault(name, _Owner(name))
+
+
+def _once_released(layer: keras.layers.Layer) -> set[int]:
+    """Returns by `id` the variables that would be trained if no layer were frozen."""
+    layers, variables = flat_layers(layer), layer.variables
+    of_layers = [inner.trainable for inner in layers]
+    of_variables = [variable.trainable for variable in variables]
+    layer.trainable = True
+    released = {id(variable) for variable in layer.trainable_variables}
+    for inner, flag in zip(layers, of_layers, strict=True):
+        if inner.trainable != flag:  # setting one sets every layer within
+            inner.trainable = flag
+    for variable, flag in zip(variables, of_variables, strict=True):
+        variable.trainable = flag
+    return released
 
 
 class _Making:

@@ -1,6 +1,7 @@
 """Puts a mixture together: checks its arguments, builds gate and experts, checks that they fit."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import keras
@@ -125,13 +126,17 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
     )
     state.output_specs = expert_specs(state, fed, scores)
     check_rank_rule(weights_shape, state.output_specs)
-    by_path = defaultdict(list)
-    layers = [*(owned or state.given), mixture.gate]
-    for variable in {id(v): v for layer in layers for v in layer.trainable_variables}.values():
-        by_path[variable.path].append(variable)
-    state.namesakes = [group for group in by_path.values() if len(group) > 1]
+    state.namesakes = namesakes([*(owned or state.given), mixture.gate])
     _warn_of_the_gate(mixture)
     return owned
+
+
+def namesakes(layers: Sequence[keras.layers.Layer]) -> list[list[keras.Variable]]:
+    """Returns lists of variables that share a path; those that are frozen may be released later."""
+    by_path = defaultdict(list)
+    for variable in {id(v): v for layer in layers for v in layer.variables}.values():
+        by_path[variable.path].append(variable)
+    return [group for group in by_path.values() if len(group) > 1]
 
 
 def _row_specs(mixture: "Mixture", fed: list[Nested], weights_shape: Shape) -> list[Nested] | None:

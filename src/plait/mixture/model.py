@@ -16,6 +16,7 @@ from plait.mixture.build import (
     check_experts,
     check_single_output,
     merged_specs,
+    namesakes,
 )
 from plait.mixture.forward import (
     Fed,
@@ -327,6 +328,8 @@ class Mixture(PartsModel):
         """
         super().compile(*args, **kwargs)
         self.state.compiled_with = (args, kwargs)
+        if self.state.built_bank is not None:  # `enable_lora` may have added variables
+            self.state.namesakes = namesakes([*(self.owned_experts or self.experts), self.gate])
         stacks = [layer.name for layer in self._stacks()]
         text = self.optimizer and optimizers.warning(self.optimizer, stacks)
         if text:

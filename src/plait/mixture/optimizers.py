@@ -2,7 +2,7 @@
 
 import keras
 
-_BY_ELEMENT = (
+_BY_ELEMENT: tuple[type, ...] = (
     keras.optimizers.Adadelta,
     keras.optimizers.Adagrad,
     keras.optimizers.Adam,
@@ -14,6 +14,8 @@ _BY_ELEMENT = (
     keras.optimizers.RMSprop,
     keras.optimizers.SGD,
 )
+if hasattr(keras.optimizers, "ScheduleFreeAdamW"):  # since Keras 3.14
+    _BY_ELEMENT += (keras.optimizers.ScheduleFreeAdamW,)
 
 
 def what_differs(optimizer: keras.optimizers.Optimizer) -> str | None:
