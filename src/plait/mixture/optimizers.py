@@ -42,9 +42,8 @@ def what_differs(optimizer: keras.optimizers.Optimizer) -> str | None:
     keras_own = type(optimizer).__module__.startswith("keras.")
     if not (keras_own and isinstance(optimizer, _BY_ELEMENT)):
         return f"the update of {name}"
-    if optimizer.clipnorm:
-        return f"clipnorm={optimizer.clipnorm} of {name}"
-    return None
+    clipnorm = getattr(optimizer, "clipnorm", None)
+    return f"clipnorm={clipnorm} of {name}" if clipnorm else None
 
 
 def warning(optimizer: keras.optimizers.Optimizer, stacks: list[str]) -> str | None:
