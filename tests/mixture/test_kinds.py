@@ -392,3 +392,10 @@ def test_one_model_may_be_an_expert_twice(rng):
     mixture.fit(x, np.ones((6, U), "float32"), verbose=0)
     expected = merged(gate(x), [one(x), other(x), one(x)])
     np.testing.assert_allclose(as_numpy(mixture(x)), as_numpy(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("router", ["softmax", plait.routers.TopK(2)], ids=["dense", "sparse"])
+def test_no_rows_give_an_empty_batch(router, rng):
+    mixture = plait.Mixture([deep(), deep()], layers.Dense(2), router=router)
+    empty = mixture(data(rng)[:0])
+    assert tuple(empty.shape) == (0, U)

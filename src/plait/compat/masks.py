@@ -6,6 +6,7 @@ as the tracers of JAX.
 """
 
 import functools
+import operator
 
 import keras
 from keras import tree
@@ -13,6 +14,7 @@ from keras import tree
 from plait.typing import Mask, Nested, Tensor
 
 _ATTRIBUTE = "_keras_mask"
+_exists = functools.partial(operator.is_not, None)
 
 
 class _WithMask(keras.layers.Layer):
@@ -54,10 +56,11 @@ def _mask_of() -> _MaskOf:
 
 def masks_of(tensors: Nested) -> list[Mask]:
     """Returns the mask of each tensor of a structure, flat, `None` where there is none."""
-    return [
-        getattr(tensor, _ATTRIBUTE, None) if hasattr(tensor, "__dict__") else _mask_of()(tensor)
-        for tensor in tree.flatten(tensors)
-    ]
+    masks = []
+    for tensor in tree.flatten(tensors):
+        holds = hasattr(tensor, "__dict__")
+        masks.append(getattr(tensor, _ATTRIBUTE, None) if holds else _mask_of()(tensor))
+    return masks
 
 
 def attach_masks(tensors: Nested, masks: list[Mask]) -> Nested:
@@ -67,12 +70,12 @@ def attach_masks(tensors: Nested, masks: list[Mask]) -> Nested:
         tensors: Structure of tensors.
         masks: Flat list of their masks.
     """
-    if all(mask is None for mask in masks):
+    if not any(map(_exists, masks)):
         return tensors
-    flat = [
-        tensor if mask is None else _attach(tensor, mask)
-        for tensor, mask in zip(tree.flatten(tensors), masks, strict=True)
-    ]
+    flat = tree.flatten(tensors)
+    for position, mask in enumerate(masks):
+        if mask is not None:
+            flat[position] = _attach(flat[position], mask)
     return tree.pack_sequence_as(tensors, flat)
 
 

@@ -8,6 +8,7 @@ from plait.experts.initialization import (
     copy_with_weights,
     stack_many,
 )
+from plait.experts.seeds import seed_positions
 from plait.experts.signature import alike, shared_variables, why_alone
 from plait.experts.single import SingleExpert
 from plait.experts.stacked import StackedRunner
@@ -25,6 +26,7 @@ __all__ = [
     "check_same",
     "copy_of",
     "copy_with_weights",
+    "seed_positions",
     "shared_variables",
     "stack_many",
     "why_alone",

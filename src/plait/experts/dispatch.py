@@ -51,11 +51,18 @@ def group_of(
     present = [mask is not None for mask in masks or []]
 
     def run(mapped: list[Tensor], fed: Fed, segment: Tensor) -> tuple[Nested, list[Tensor]]:
-        own = seeds.of_segment(seeds.join(mapped, shared), segment)
-        given = iter(fed[1][part])
-        full = [ops.cast(next(given), "bool") if there else None for there in present]
+        own = seeds.join(mapped, shared)
+        if seeds.positions:
+            own = seeds.of_segment(own, segment)
+        full = None
+        if any(present):
+            given = iter(fed[1][part])
+            full = [ops.cast(next(given), "bool") if there else None for there in present]
         outcome = call_with(layer, variables, own, fed[0][part], full, training)
-        kept = [ops.cast(mask, "int32") for mask in outcome.masks if mask is not None]
+        kept = []
+        for mask in outcome.masks:
+            if mask is not None:
+                kept.append(ops.cast(mask, "int32"))
         return outcome.outputs, kept
 
     return Group(run, mapped, num_experts, vectorized)
@@ -75,7 +82,7 @@ def with_all_masks(
         wanted: Ranks of the masks that any of the groups gives.
         dtypes: The outputs' dtypes, or `None` to leave them.
     """
-    if tuple(own) == tuple(wanted) and dtypes is None:
+    if list(own) == list(wanted) and dtypes is None:
         return group
     function = group.function
 

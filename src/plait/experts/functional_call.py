@@ -49,13 +49,12 @@ def call_with(
     with keras.StatelessScope(
         state_mapping=mapping, collect_losses=True, initialize_variables=False
     ) as scope:
-        before = [scope.get_current_value(variable) for variable in variables]
+        before = list(map(scope.get_current_value, variables))
         outputs = layer(attach_masks(inputs, masks) if masks else inputs, training=training)
         output_masks = masks_of(outputs)
-    after = [scope.get_current_value(variable) for variable in variables]
-    updates = {
-        position: new
-        for position, (old, new) in enumerate(zip(before, after, strict=True))
-        if old is not new
-    }
+    updates = {}
+    for position, (variable, old) in enumerate(zip(variables, before, strict=True)):
+        new = scope.get_current_value(variable)
+        if new is not old:
+            updates[position] = new
     return Outcome(outputs, output_masks, updates, list(scope.losses))

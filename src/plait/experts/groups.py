@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from operator import is_
+from operator import attrgetter, is_
 from typing import NamedTuple, TypeVar
 
 import keras
 from keras import ops, tree
 
-from plait.compat import flat_layers, trainable_flags
+from plait.compat import flat_layers
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.runner import ExpertRunner, Results, Rows
 from plait.experts.seeds import draws
@@ -37,6 +37,25 @@ class Placed(NamedTuple):
     runner: ExpertRunner
 
 
+class Plan(NamedTuple):
+    """How dispatched experts run, found once for calls of one kind.
+
+    Attributes:
+        groups: The groups, in the order in which experts are numbered.
+        traits: What a call of each group does.
+        mask_ranks: For each output the rank of its mask, where any of the experts gives one.
+        dtypes: The outputs' common dtypes where those of the experts differ, else `None`.
+        numbers: For each expert its number in that order, and the mark of an empty slot; `None`
+            where the order is the experts' own.
+    """
+
+    groups: list[Placed]
+    traits: list[Traits]
+    mask_ranks: list[int | None]
+    dtypes: list[str] | None
+    numbers: list[int] | None
+
+
 class ExpertBank:
     """The experts of one mixture, in groups that run together.
 
@@ -52,7 +71,8 @@ class ExpertBank:
             for group in placed
             for local, position in enumerate(group.positions)
         }
-        self._traits: dict[tuple[object, ...], Traits] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._layers: list[keras.layers.Layer] = []
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call.
@@ -115,13 +135,16 @@ class ExpertBank:
             guard = used
             if guard is not None:
                 # A loss belongs to the layer that adds it, in a call of its own: no guard then.
-                traits = self._traits_of(positions, runner, inputs, masks, training)
                 one_by_one = [guard[position] for position in positions]
-                guard = None if traits.adds_losses else ops.stack(one_by_one)
+                adds_losses = _traits_of(positions, runner, inputs, masks, training).adds_losses
+                guard = None if adds_losses else ops.stack(one_by_one)
             fed = _share(inputs, positions), masks and _share(masks, positions)
             results.append(runner.run_all(*fed, training, guard))
-        leaves = zip(*(tree.flatten(result.outputs) for result in results), strict=True)
         order = [position for positions, _ in groups for position in positions]
+        if len(results) == 1 and order == sorted(order):
+            found = [None if mask is None else ops.all(mask, axis=0) for mask in results[0].masks]
+            return Results(results[0].outputs, found, results[0].losses)
+        leaves = zip(*(tree.flatten(result.outputs) for result in results), strict=True)
         joined = [_in_order(column, order) for column in leaves]
         found = [
             combine_masks([None if mask is None else ops.all(mask, axis=0) for mask in column])
@@ -147,30 +170,24 @@ class ExpertBank:
         """
         if not training and not with_losses:
             return False
-        found = [
-            self._traits_of(positions, runner, inputs, masks, training)
-            for positions, runner in self.groups(dispatched=True)
-        ]
-        return any(each.moves_state or (each.adds_losses and with_losses) for each in found)
+        for each in self._plan(inputs, masks, training).traits:
+            if each.moves_state or (each.adds_losses and with_losses):
+                return True
+        return False
 
-    def _traits_of(
-        self,
-        positions: Sequence[int],
-        runner: ExpertRunner,
-        inputs: Sequence[Nested],
-        masks: Sequence[list[Mask]] | None,
-        training: bool,
-    ) -> Traits:
-        """Returns what a call of experts does, found once for inputs and flags of one kind."""
-        layer = runner.representative()
-        fed = _share(inputs, positions)[0]
-        given = _share(masks, positions)[0] if masks else None
-        present = tuple(mask is not None for mask in given or [])
-        shapes = tuple(tuple(leaf.shape[1:]) for leaf in tree.flatten(fed))
-        key = (id(layer), shapes, present, training, trainable_flags(layer) if training else ())
-        if key not in self._traits:
-            self._traits[key] = traits_of(layer, fed, given, training)
-        return self._traits[key]
+    def _plan(
+        self, inputs: Sequence[Nested], masks: Sequence[list[Mask]] | None, training: bool
+    ) -> Plan:
+        """Returns how experts run, which depends on flags and on what is masked, not on sizes."""
+        groups = self.groups(dispatched=True)
+        if training and not self._layers:
+            self._layers = [x for _, r in groups for x in flat_layers(r.representative())]
+        flags = tuple(map(_trainable, self._layers)) if training else ()
+        masked = None if masks is None else tuple(m is not None for part in masks for m in part)
+        key = (id(groups), training, masked, flags)
+        if key not in self._plans:
+            self._plans[key] = _plan_of(groups, inputs, masks, training)
+        return self._plans[key]
 
     def run_dispatched(
         self,
@@ -192,54 +209,39 @@ class ExpertBank:
         Returns:
             Leaves `(n, k, …, u)`, zero in empty slots, and for each leaf a mask `(n, …)`.
         """
-        groups = self.groups(dispatched=True)
-        order = [position for positions, _ in groups for position in positions]
-        if order != list(range(self.num_experts)):
-            numbers = {position: number for number, position in enumerate(order)}
-            table = [numbers[p] for p in range(self.num_experts)] + [self.num_experts]
-            indices = ops.take(ops.convert_to_tensor(table, dtype="int32"), indices)
-        traits = [self._traits_of(*group, inputs, masks, training) for group in groups]
+        plan = self._plan(inputs, masks, training)
+        if plan.numbers is not None:
+            indices = ops.take(ops.convert_to_tensor(plan.numbers, dtype="int32"), indices)
         rows = _rows(inputs, masks, self.num_experts)
 
         def run() -> tuple[Nested, list[Tensor]]:
-            made = self._dispatched(groups, traits, rows, training)
+            made = []
+            for (positions, runner), traits in zip(plan.groups, plan.traits, strict=True):
+                for group in runner.dispatched(rows, positions, training):
+                    made.append(
+                        with_all_masks(group, traits.mask_ranks, plan.mask_ranks, plan.dtypes)
+                    )
             return apply_groups(made, fed_to_groups(rows), indices, capacity)
 
-        outputs, kept = self._unless_refused(groups, run)
-        for _, runner in groups:
-            runner.after_dispatch(training)
-        filled = indices < self.num_experts
+        outputs, kept = self._unless_refused(plan.groups, run)
+        if training:
+            for _, runner in plan.groups:
+                runner.after_dispatch()
         flags = iter(kept)
-        ranks = _common_ranks(traits)
-        found = [None if rank is None else _valid(next(flags), filled) for rank in ranks]
+        found = [
+            None if rank is None else _valid(next(flags), indices < self.num_experts)
+            for rank in plan.mask_ranks
+        ]
         return Results(outputs, found, [])
-
-    def _dispatched(
-        self, groups: Sequence[Placed], traits: Sequence[Traits], rows: Rows, training: bool
-    ) -> list[backend.Group]:
-        """Returns groups that give the same masks and dtypes."""
-        ranks = _common_ranks(traits)
-        made = [
-            (group, each)
-            for (positions, runner), each in zip(groups, traits, strict=True)
-            for group in runner.dispatched(rows, positions, training)
-        ]
-        kinds = {each.dtypes for each in traits}
-        columns = zip(*kinds, strict=True)
-        dtypes = [keras.backend.result_type(*column) for column in columns]
-        return [
-            with_all_masks(group, each.mask_ranks, ranks, dtypes if len(kinds) > 1 else None)
-            for group, each in made
-        ]
 
     def _unless_refused(
         self, groups: Sequence[Placed], run: Callable[[], tuple[Nested, list[Tensor]]]
     ) -> tuple[Nested, list[Tensor]]:
         """Returns `run()`, one expert after another where the backend cannot vectorise them."""
-        vectorized = [runner for _, runner in groups if runner.vectorized]
         try:
             return run()
         except Exception as error:
+            vectorized = [runner for _, runner in groups if runner.vectorized]
             if not vectorized or not backend.refuses(error):
                 raise
             reason = (str(error).splitlines() or [""])[0]
@@ -272,17 +274,14 @@ class SharedBank(ExpertBank):
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call; see `ExpertBank.groups`."""
-        if self.execution == "loop" or self.num_experts == 1:
-            return self.placed
+        single = self.execution == "loop" or self.num_experts == 1
         if self.execution == "auto" and not dispatched:
-            sizes = [math.prod(variable.shape) for variable in self.experts[0].variables]
-            if not backend.stacking_pays(sum(sizes), self.num_experts):
-                return self.placed
-        return self.stacked()
-
-    def stacked(self) -> list[Placed]:
-        """Returns the groups in which alike experts run in one call."""
-        if not self._seen or not all(map(_is_as_seen, self._seen)):
+            single = single or not self._stacking_pays()
+        if dispatched or not single:
+            self._refresh()
+        if single:
+            return self.placed
+        if not self._stacked:
             self._stacked = [
                 group
                 for positions in alike(self.experts)
@@ -292,9 +291,25 @@ class SharedBank(ExpertBank):
                     else [self.placed[position] for position in positions]
                 )
             ]
-            layers = [layer for expert in self.experts for layer in flat_layers(expert)]
-            self._seen = [(layer, tuple(vars(layer).values())) for layer in layers]
         return self._stacked
+
+    def _stacking_pays(self) -> bool:
+        sizes = [math.prod(variable.shape) for variable in self.experts[0].variables]
+        return backend.stacking_pays(sum(sizes), self.num_experts)
+
+    def _refresh(self) -> None:
+        """Forgets the groups where an attribute of a layer was assigned since they were found."""
+        for layer, values in self._seen:
+            present = vars(layer)
+            if len(present) != len(values) or not all(map(is_, present.values(), values)):
+                break
+        else:
+            if self._seen:
+                return
+        self._stacked, self._layers = [], []
+        self._plans.clear()
+        layers = [layer for expert in self.experts for layer in flat_layers(expert)]
+        self._seen = [(layer, tuple(vars(layer).values())) for layer in layers]
 
     def _stack(self, positions: Sequence[int]) -> StackedRunner:
         members = [self.experts[position] for position in positions]
@@ -311,15 +326,45 @@ class SharedBank(ExpertBank):
             return "it draws random numbers"
         inputs = [self.inputs[0 if len(self.inputs) == 1 else position]]
         runner = self.placed[position].runner
-        traits = self._traits_of([0], runner, inputs, None, training=True)
+        traits = _traits_of([0], runner, inputs, None, training=True)
         return "its call adds losses" if traits.adds_losses else None
 
 
-def _is_as_seen(seen: tuple[keras.layers.Layer, tuple[object, ...]]) -> bool:
-    """Whether no attribute of a layer was assigned since its attributes were listed."""
-    layer, values = seen
-    present = vars(layer)
-    return len(present) == len(values) and all(map(is_, present.values(), values))
+_trainable = attrgetter("trainable")
+
+
+def _traits_of(
+    positions: Sequence[int],
+    runner: ExpertRunner,
+    inputs: Sequence[Nested],
+    masks: Sequence[list[Mask]] | None,
+    training: bool,
+) -> Traits:
+    """Returns what a call of some experts does."""
+    given = _share(masks, positions)[0] if masks else None
+    return traits_of(runner.representative(), _share(inputs, positions)[0], given, training)
+
+
+def _plan_of(
+    groups: list[Placed],
+    inputs: Sequence[Nested],
+    masks: Sequence[list[Mask]] | None,
+    training: bool,
+) -> Plan:
+    """Returns how dispatched experts run; see `Plan`."""
+    traits = [_traits_of(*group, inputs, masks, training) for group in groups]
+    kinds = list(zip(*(each.dtypes for each in traits), strict=True))
+    differ = any(len(set(kind)) > 1 for kind in kinds)
+    order = [position for positions, _ in groups for position in positions]
+    numbers = {position: number for number, position in enumerate(order)}
+    own = order == sorted(order)
+    return Plan(
+        groups=groups,
+        traits=traits,
+        mask_ranks=_common_ranks(traits),
+        dtypes=[keras.backend.result_type(*kind) for kind in kinds] if differ else None,
+        numbers=None if own else [*(numbers[p] for p in sorted(order)), len(order)],
+    )
 
 
 def _first(pair: tuple[int, Tensor]) -> int:

@@ -15,6 +15,7 @@ from plait.errors import message
 from plait.experts.signature import differences, signature
 from plait.typing import Config, Tensor
 
+SEED_NAME = "seed_generator_state"
 _copies = itertools.count()
 
 
@@ -197,7 +198,7 @@ def _initializers(template: keras.layers.Layer) -> dict[int, keras.Initializer |
 
 def is_seed(variable: keras.Variable) -> bool:
     """Whether a variable is the state of a `keras.random.SeedGenerator`, or a stack of such."""
-    return variable.name.endswith("seed_generator_state")
+    return variable.name.endswith(SEED_NAME)
 
 
 def _repeat(value: Tensor, num_experts: int) -> Tensor:

@@ -77,7 +77,7 @@ class ExpertRunner(Protocol):
             training: As in Keras.
         """
 
-    def after_dispatch(self, training: bool) -> None:
+    def after_dispatch(self) -> None:
         """Moves the seeds on, so that the next step draws anew."""
 
     def values(self, expert: int) -> list[Tensor]:

@@ -6,13 +6,18 @@ import keras
 from keras import ops
 
 from plait.compat import flat_layers
-from plait.experts.initialization import is_seed
+from plait.experts.initialization import SEED_NAME
 from plait.typing import Tensor
 
 # Draws that one call may take from one seed generator before the next step repeats them.
 DRAWS_PER_CALL = 1024
 # Odd and prime to the step between experts, so that no two segments draw the same numbers.
 _STEP_OF_SEGMENT = 7_919_333
+
+
+def seed_positions(variables: Sequence[keras.Variable]) -> list[int]:
+    """Returns the positions of the seeds among variables; see `initialization.is_seed`."""
+    return [p for p, v in enumerate(variables) if v.name.endswith(SEED_NAME)]
 
 
 class Seeds:
@@ -26,7 +31,7 @@ class Seeds:
     """
 
     def __init__(self, variables: Sequence[keras.Variable], share: bool = False) -> None:
-        self.positions = [p for p, variable in enumerate(variables) if is_seed(variable)]
+        self.positions = seed_positions(variables)
         self.shared = self.positions if share else []
         self.mapped = [p for p in range(len(variables)) if p not in self.shared]
 
@@ -36,11 +41,15 @@ class Seeds:
         Args:
             values: A tensor `(e, …)` for each variable.
         """
+        if not self.shared:
+            return list(values), {}
         shared = {p: ops.sum(values[p], axis=0) for p in self.shared}
         return [values[p] for p in self.mapped], shared
 
     def join(self, mapped: Sequence[Tensor], shared: dict[int, Tensor]) -> list[Tensor]:
         """Returns a value for each variable, in order, for one expert."""
+        if not shared:
+            return list(mapped)
         found = dict(zip(self.mapped, mapped, strict=True)) | shared
         return [found[position] for position in sorted(found)]
 

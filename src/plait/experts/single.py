@@ -9,7 +9,7 @@ from plait.compat import attach_masks, masks_of
 from plait.experts.dispatch import group_of
 from plait.experts.functional_call import call_with
 from plait.experts.runner import Results, Rows
-from plait.experts.seeds import DRAWS_PER_CALL, Seeds
+from plait.experts.seeds import DRAWS_PER_CALL, Seeds, seed_positions
 from plait.ops.backend import Group, is_float, keep_gradient
 from plait.typing import Mask, Nested, Tensor
 
@@ -82,10 +82,10 @@ class SingleExpert:
             )
         ]
 
-    def after_dispatch(self, training: bool) -> None:
+    def after_dispatch(self) -> None:
         """Moves the seeds on, so that the next step draws anew."""
         variables = self.expert.variables
-        for position in Seeds(variables).positions if training else []:
+        for position in seed_positions(variables):
             seed = variables[position]
             seed.assign(seed.value + ops.cast([0, DRAWS_PER_CALL], seed.dtype))
 

@@ -10,7 +10,7 @@ from keras import ops, tree
 from plait.experts.dispatch import group_of
 from plait.experts.functional_call import call_with
 from plait.experts.runner import Results, Rows
-from plait.experts.seeds import DRAWS_PER_CALL, Seeds
+from plait.experts.seeds import DRAWS_PER_CALL, Seeds, seed_positions
 from plait.experts.variables import ExpertVariables
 from plait.ops.backend import (
     Group,
@@ -45,6 +45,7 @@ class StackedRunner:
         self.variables = variables
         self.own = list(layer.variables)
         self.vectorized = vectorized
+        self.seeds = {share: Seeds(self.own, share) for share in (False, True)}
 
     def representative(self) -> keras.layers.Layer:
         """Returns the layer that is called in place of all."""
@@ -66,7 +67,7 @@ class StackedRunner:
         common = (inputs[0], masks[0] if masks else None)
 
         def run(vectorized: bool) -> tuple[Nested, dict[int, Tensor]]:
-            seeds = Seeds(self.own, share=vectorized and not maps_seeds)
+            seeds = self.seeds[vectorized and not maps_seeds]
             mapped, shared = seeds.split(values)
 
             def one(slices: Nested) -> Nested:
@@ -154,7 +155,7 @@ class StackedRunner:
         return group_of(
             self.layer,
             self.own,
-            Seeds(self.own, share=vectorized and not maps_seeds),
+            self.seeds[vectorized and not maps_seeds],
             values,
             num_experts=count,
             masks=rows.masks[part],
@@ -163,9 +164,9 @@ class StackedRunner:
             vectorized=vectorized,
         )
 
-    def after_dispatch(self, training: bool) -> None:
+    def after_dispatch(self) -> None:
         """Moves the seeds on, so that the next step draws anew."""
-        positions = Seeds(self.own).positions if training else []
+        positions = seed_positions(self.own)
         values = self.variables.read() if positions else []
         for position in positions:
             step = ops.cast([0, DRAWS_PER_CALL], values[position].dtype)

@@ -102,7 +102,7 @@ class StackedExperts(keras.layers.Layer):
         name: str,
     ) -> None:
         # Layers of the experts cast to their own dtypes; the stack must not round their variables.
-        super().__init__(name=name, autocast=False, dtype="float32")
+        super().__init__(name=f"{num_experts}_x_{name}", autocast=False, dtype="float32")
         self.num_experts = num_experts
         self._make = _Making(template, initial)
 

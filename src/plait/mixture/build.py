@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import keras
-from keras import tree
+from keras import ops, tree
 
 from plait.errors import choose_from, message
 from plait.mixture import gates
@@ -192,6 +192,14 @@ def merged_specs(mixture: "Mixture", inputs: Nested) -> Nested:
         return keras.KerasTensor(shape, merged_dtype([spec.dtype], mixture.compute_dtype))
 
     return tree.map_structure(merged, outputs)
+
+
+def empty_outputs(mixture: "Mixture", inputs: Nested) -> Nested:
+    """Returns an empty batch: PyTorch and TensorFlow have no maximum over no rows."""
+    return tree.map_structure(
+        lambda spec: ops.zeros([size or 0 for size in spec.shape], spec.dtype),
+        merged_specs(mixture, inputs),
+    )
 
 
 def _warn_of_the_gate(mixture: "Mixture") -> None:

@@ -1,5 +1,6 @@
 """The mixture: parallel Keras models and a gate, as one Keras model."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from plait.mixture.build import (
     check_execution,
     check_experts,
     check_single_output,
+    empty_outputs,
     merged_specs,
     namesakes,
 )
@@ -193,6 +195,8 @@ class Mixture(PartsModel):
     def call(self, inputs: Nested, training: bool | None = None, mask: Nested = None) -> Nested:
         """Returns the merged output."""
         training = bool(training)
+        if tree.flatten(inputs)[0].shape[0] == 0:
+            return empty_outputs(self, inputs)
         routing = self.route(inputs, training, mask)
         fed = self._fed(inputs, mask)
         if self._may_dispatch(routing, fed, training):
@@ -279,9 +283,7 @@ class Mixture(PartsModel):
         """Runs each expert on the rows that chose it, and merges."""
         rank = len(routing.weights.shape) - 1
         assert self.router is not None  # without a router nothing is dispatched
-        rows = (
-            np.prod(ops.shape(routing.weights)[:-1]) if rank > 1 else ops.shape(routing.weights)[0]
-        )
+        rows = math.prod(ops.shape(routing.weights)[:-1])
         capacity = self.router.capacity(rows, self.num_experts)
         weights, indices, outputs, masks = run_chosen(
             self.state.bank,
@@ -478,6 +480,7 @@ class Mixture(PartsModel):
         """
         if self.built:
             serialization.check_table(self, store)
+            serialization.load_seeds(self, store)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Loads weights; see `keras.Model.load_weights`. A file that is refused changes nothing."""

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from plait.compat import is_functional
 from plait.errors import message
+from plait.experts import seed_positions
 from plait.mixture import inputs
 from plait.typing import Config
 
@@ -127,9 +129,14 @@ def _is_graph(layer: keras.layers.Layer) -> bool:
 
 
 def save_table(mixture: "Mixture", store: Any) -> None:
-    """Writes names and shapes of the experts, in order."""
+    """Writes names and shapes of the experts, in order, and the seeds of those that are shared.
+
+    Keras saves no seeds of dropout; with them training resumes exactly.
+    """
     text = json.dumps(_table(mixture))
     store[_EXPERTS] = np.frombuffer(text.encode(), "uint8")
+    for key, seed in _seeds(mixture).items():
+        store[key] = ops.convert_to_numpy(seed.value)
 
 
 def check_table(mixture: "Mixture", store: Any) -> None:
@@ -159,6 +166,24 @@ def check_table(mixture: "Mixture", store: Any) -> None:
                 f"expert {position} ({ours['name']!r}) with variables of shapes {ours['shapes']}",
                 f"a file whose expert {position} ({theirs['name']!r}) has {theirs['shapes']}",
             )
+
+
+def load_seeds(mixture: "Mixture", store: Any) -> None:
+    """Sets the seeds that a file holds."""
+    for key, seed in _seeds(mixture).items():
+        if key in store.keys():  # noqa: SIM118 (an h5 group, not a dict)
+            seed.assign(np.asarray(store[key]))
+
+
+def _seeds(mixture: "Mixture") -> dict[str, keras.Variable]:
+    """Returns the seeds of experts that keep their own variables, by a key in a file."""
+    owned = [layer for layer in mixture.owned_experts if not hasattr(layer, "read_one")]
+    shared = mixture.state.given if mixture.state.ownership == "shared" else owned
+    return {
+        f"seed_{position}_{number}": expert.variables[number]
+        for position, expert in enumerate(shared)
+        for number in seed_positions(expert.variables)
+    }
 
 
 def _mismatch(rule: str, received: str) -> ValueError:

@@ -101,11 +101,11 @@ def apply_groups(
     groups = [
         group._replace(
             function=on_leaves(flat),
-            variables=[ops.convert_to_tensor(variable) for variable in group.variables],
+            variables=list(map(ops.convert_to_tensor, group.variables)),
         )
         for flat, group in zip(flats, groups, strict=True)
     ]
-    leaves = [ops.convert_to_tensor(leaf) for leaf in tree.flatten(inputs)]
+    leaves = list(map(ops.convert_to_tensor, tree.flatten(inputs)))
     indices = ops.cast(indices, "int32")
     num_experts = sum(group.num_experts for group in groups)
     choices = _sort(indices, num_experts)

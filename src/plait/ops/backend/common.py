@@ -1,5 +1,7 @@
 """What the backends share: groups of experts, sorted rows, structures of tensors as lists."""
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from itertools import accumulate, pairwise
@@ -22,6 +24,7 @@ __all__ = [
     "vectorized_map_with",
 ]
 
+_exists = functools.partial(operator.is_not, None)
 inside = ContextVar("inside a vectorised call", default=False)
 
 
@@ -73,8 +76,8 @@ class Flat:
     def __call__(self, *args: Nested) -> list[Tensor]:
         """Returns the leaves that are not `None`, as tensors."""
         self.structure = self.function(*args)
-        leaves = tree.flatten(self.structure)
-        return [ops.convert_to_tensor(leaf) for leaf in leaves if leaf is not None]
+        leaves = filter(_exists, tree.flatten(self.structure))
+        return list(map(ops.convert_to_tensor, leaves))
 
     def unflatten(self, leaves: Sequence[Tensor]) -> Nested:
         """Returns the structure with other leaves."""
@@ -94,14 +97,17 @@ def partition(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Ca
     Returns:
         A triple `(floats, others, merge)`; `merge(floats, others)` is a list in the first order.
     """
-    flags = [is_float(tensor) for tensor in tensors]
+    flags = []
+    parts: tuple[list[Tensor], list[Tensor]] = [], []
+    for tensor in tensors:
+        flags.append("float" in keras.backend.standardize_dtype(tensor.dtype))
+        parts[0 if flags[-1] else 1].append(tensor)
+    floats, others = parts
 
     def merge(floats: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
         rest = iter(floats), iter(others)
         return [next(rest[0] if flag else rest[1]) for flag in flags]
 
-    floats = [tensor for tensor, flag in zip(tensors, flags, strict=True) if flag]
-    others = [tensor for tensor, flag in zip(tensors, flags, strict=True) if not flag]
     return floats, others, merge
 
 

@@ -1,6 +1,7 @@
 """The seam on JAX."""
 
 import math
+import operator
 from contextlib import nullcontext as outside_of_graphs
 from itertools import compress
 
@@ -206,8 +207,9 @@ def map_segments(groups, rows, offsets):
         _, other_inputs, plan = constants
         expert, start, end = plan["expert"][s] - first, plan["start"][s], plan["end"][s]
         index = jnp.minimum(start + jnp.arange(size), end - 1)
-        held = jax.tree.map(lambda w: w[expert], held)
-        fed = jax.tree.map(lambda x: x[index], (inputs, other_inputs))
+        take = operator.itemgetter(expert)
+        held = [list(map(take, each)) for each in held]
+        fed = [x[index] for x in inputs], [x[index] for x in other_inputs]
         return expert, start, end, index, held, fed
 
     def loop(body, plan, first, last, carried):

@@ -193,17 +193,22 @@ def map_segments(groups, rows, offsets):
         first = call(0, called[0])
         results = []
         for number, (used, num_used) in enumerate([(called, tf.size(called)), *plans[1:]]):
-            arrays = [_array(num_used, v.dtype, [None, *v.shape[1:]]) for v in first]
-            if number == 0:
-                arrays = [a.write(0, v) for a, v in zip(arrays, first, strict=True)]
+            done = int(number == 0)  # that call's rows are there, elsewhere no rows
+            arrays = [
+                _array(num_used + 1 - done, v.dtype, [None, *v.shape[1:]]).write(
+                    0, v if done else v[:0]
+                )
+                for v in first
+            ]
 
-            def body(i, arrays, number=number, used=used):
+            def body(i, arrays, number=number, used=used, done=done):
                 values = call(number, used[i])
                 values = [tf.cast(v, f.dtype) for v, f in zip(values, first, strict=True)]
-                return i + 1, [a.write(i, v) for a, v in zip(arrays, values, strict=True)]
+                place = i + 1 - done
+                return i + 1, [a.write(place, v) for a, v in zip(arrays, values, strict=True)]
 
             _, arrays = tf.while_loop(
-                lambda i, _, num_used=num_used: i < num_used, body, (int(number == 0), arrays)
+                lambda i, _, num_used=num_used: i < num_used, body, (done, arrays)
             )
             results.append([array.concat() for array in arrays])
         results = [_fill(tf.concat(column, 0), num_rows) for column in zip(*results, strict=True)]
@@ -215,7 +220,10 @@ def map_segments(groups, rows, offsets):
             for number, (used, num_used) in enumerate(plans):
                 weights = parts[number][0]
                 of_weights = [_array(w.shape[0], w.dtype, w.shape[1:]) for w in weights]
-                of_inputs = [_array(num_used, x.dtype, [None, *x.shape[1:]]) for x in inputs]
+                of_inputs = [
+                    _array(num_used + 1, x.dtype, [None, *x.shape[1:]]).write(0, x[:0])
+                    for x in inputs
+                ]
 
                 def body(i, of_weights, of_inputs, number=number, used=used):
                     start, end, held, fed = segment(number, used[i])
@@ -236,7 +244,7 @@ def map_segments(groups, rows, offsets):
                     return (
                         i + 1,
                         [a.write(local, g) for a, g in zip(of_weights, shares[0], strict=True)],
-                        [a.write(i, g) for a, g in zip(of_inputs, shares[1], strict=True)],
+                        [a.write(i + 1, g) for a, g in zip(of_inputs, shares[1], strict=True)],
                     )
 
                 _, of_weights, of_inputs = tf.while_loop(
