@@ -266,6 +266,29 @@ def test_an_expert_that_computes_otherwise_does_so_in_the_mixture(execution, wha
         np.testing.assert_allclose(as_numpy(loaded(X)), wanted, atol=1e-4)
 
 
+class Scales(layers.Layer):
+    """Multiplies by what its settings say."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = {"factor": 1.0}
+
+    def call(self, x):
+        return x * self.settings["factor"]
+
+    def get_config(self):
+        return {}
+
+
+@every_execution
+def test_a_setting_that_is_changed_in_place_is_seen(execution):
+    experts = nets(Scales)
+    mixture = plait.Mixture(experts, list(WEIGHTS), execution=execution)
+    mixture(X)
+    experts[1].layers[1].settings["factor"] = 5.0
+    np.testing.assert_allclose(as_numpy(mixture(X)), expected(experts), atol=1e-5)
+
+
 @every_execution
 def test_low_rank_updates_are_trained_as_worked_by_hand(execution):
     """Namesakes too: both experts are called `net`, and their layers `dense`."""

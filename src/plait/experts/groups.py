@@ -1,7 +1,7 @@
 """All experts of a mixture: which run together, which alone, and in which order."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from operator import is_
 from typing import NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from plait.compat import flat_layers, trainable_flags
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.runner import ExpertRunner, Results, Rows
 from plait.experts.seeds import draws
-from plait.experts.signature import alike
+from plait.experts.signature import alike, contents
 from plait.experts.single import SingleExpert
 from plait.experts.stacked import StackedRunner
 from plait.experts.traits import Traits, traits_of
@@ -248,10 +248,18 @@ class ExpertBank:
         return run()
 
 
+class _Seen(NamedTuple):
+    """A layer as it was when the experts were grouped: its attributes, and what these held."""
+
+    layer: keras.layers.Layer
+    values: tuple[object, ...]
+    contents: Hashable
+
+
 class SharedBank(ExpertBank):
     """Experts that the caller owns, which may change between calls.
 
-    Which of them are alike is found anew when an attribute of one of their layers was assigned.
+    Which of them are alike is found anew when an attribute of one of their layers was changed.
 
     Args:
         experts: Built Keras layers or models.
@@ -268,7 +276,7 @@ class SharedBank(ExpertBank):
         self.execution = execution
         self.inputs = inputs
         self._stacked: list[Placed] = []
-        self._seen: list[tuple[keras.layers.Layer, tuple[object, ...]]] = []
+        self._seen: list[_Seen] = []
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call; see `ExpertBank.groups`."""
@@ -293,7 +301,7 @@ class SharedBank(ExpertBank):
                 )
             ]
             layers = [layer for expert in self.experts for layer in flat_layers(expert)]
-            self._seen = [(layer, tuple(vars(layer).values())) for layer in layers]
+            self._seen = [_Seen(one, tuple(vars(one).values()), contents(one)) for one in layers]
         return self._stacked
 
     def _stack(self, positions: Sequence[int]) -> StackedRunner:
@@ -315,11 +323,14 @@ class SharedBank(ExpertBank):
         return "its call adds losses" if traits.adds_losses else None
 
 
-def _is_as_seen(seen: tuple[keras.layers.Layer, tuple[object, ...]]) -> bool:
-    """Whether no attribute of a layer was assigned since its attributes were listed."""
-    layer, values = seen
-    present = vars(layer)
-    return len(present) == len(values) and all(map(is_, present.values(), values))
+def _is_as_seen(seen: _Seen) -> bool:
+    """Whether no attribute of a layer was assigned, or changed in place, since it was seen."""
+    present = vars(seen.layer)
+    return (
+        len(present) == len(seen.values)
+        and all(map(is_, present.values(), seen.values))
+        and contents(seen.layer) == seen.contents
+    )
 
 
 def _first(pair: tuple[int, Tensor]) -> int:
