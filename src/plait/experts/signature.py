@@ -162,7 +162,7 @@ def own_attributes(layer: keras.layers.Layer) -> list[tuple[str, Any]]:
 
 
 def contents(layer: keras.layers.Layer) -> Hashable:
-    """Returns what the lists, dicts and arrays of a user's layer hold, which may change in place."""
+    """Returns what the lists, dicts and arrays of a user's layer hold: it may change in place."""
     if _is_library_layer(layer):
         return ()
     holders = (list, tuple, dict, set, np.ndarray)
