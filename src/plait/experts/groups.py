@@ -1,7 +1,7 @@
 """All experts of a mixture: which run together, which alone, and in which order."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter, is_
 from typing import NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from plait.compat import flat_layers
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.runner import ExpertRunner, Results, Rows
 from plait.experts.seeds import draws
-from plait.experts.signature import alike
+from plait.experts.signature import alike, contents
 from plait.experts.single import SingleExpert
 from plait.experts.stacked import StackedRunner
 from plait.experts.traits import Traits, traits_of
@@ -250,10 +250,18 @@ class ExpertBank:
         return run()
 
 
+class _Seen(NamedTuple):
+    """A layer as it was when the experts were grouped: its attributes, and what these held."""
+
+    layer: keras.layers.Layer
+    values: tuple[object, ...]
+    contents: Hashable
+
+
 class SharedBank(ExpertBank):
     """Experts that the caller owns, which may change between calls.
 
-    Which of them are alike is found anew when an attribute of one of their layers was assigned.
+    Which of them are alike is found anew when an attribute of one of their layers was changed.
 
     Args:
         experts: Built Keras layers or models.
@@ -270,7 +278,7 @@ class SharedBank(ExpertBank):
         self.execution = execution
         self.inputs = inputs
         self._stacked: list[Placed] = []
-        self._seen: list[tuple[keras.layers.Layer, tuple[object, ...]]] = []
+        self._seen: list[_Seen] = []
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call; see `ExpertBank.groups`."""
@@ -298,10 +306,12 @@ class SharedBank(ExpertBank):
         return backend.stacking_pays(sum(sizes), self.num_experts)
 
     def _refresh(self) -> None:
-        """Forgets the groups where an attribute of a layer was assigned since they were found."""
-        for layer, values in self._seen:
+        """Drops the groups where an attribute of a layer was assigned, or changed in place, since."""
+        for layer, values, held in self._seen:
             present = vars(layer)
             if len(present) != len(values) or not all(map(is_, present.values(), values)):
+                break
+            if held and contents(layer) != held:
                 break
         else:
             if self._seen:
@@ -309,7 +319,7 @@ class SharedBank(ExpertBank):
         self._stacked, self._layers = [], []
         self._plans.clear()
         layers = [layer for expert in self.experts for layer in flat_layers(expert)]
-        self._seen = [(layer, tuple(vars(layer).values())) for layer in layers]
+        self._seen = [_Seen(one, tuple(vars(one).values()), contents(one)) for one in layers]
 
     def _stack(self, positions: Sequence[int]) -> StackedRunner:
         members = [self.experts[position] for position in positions]

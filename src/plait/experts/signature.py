@@ -161,6 +161,14 @@ def own_attributes(layer: keras.layers.Layer) -> list[tuple[str, Any]]:
     )
 
 
+def contents(layer: keras.layers.Layer) -> Hashable:
+    """Returns what the lists, dicts and arrays of a user's layer hold: it may change in place."""
+    if _is_library_layer(layer):
+        return ()
+    holders = (list, tuple, dict, set, np.ndarray)
+    return tuple(_token(v) for _, v in own_attributes(layer) if isinstance(v, holders))
+
+
 @functools.cache
 def _attributes_of_keras() -> frozenset[str]:
     """Returns the attributes that Keras gives to every layer and to every model that is trained."""

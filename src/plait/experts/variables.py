@@ -1,5 +1,6 @@
 """Where the values of experts that share a call live: in stacked variables, or in the experts'."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -102,8 +103,12 @@ class StackedExperts(keras.layers.Layer):
         name: str,
     ) -> None:
         # Layers of the experts cast to their own dtypes; the stack must not round their variables.
-        super().__init__(name=f"{num_experts}_x_{name}", autocast=False, dtype="float32")
+        # TensorFlow takes paths in plain letters alone: the name to be shown comes after `build`.
+        path = re.sub(r"[^\w./-]+", "_", name, flags=re.ASCII)
+        super().__init__(name=path, autocast=False, dtype="float32")
+        self.shown_name = name
         self.num_experts = num_experts
+        self.owners: list[keras.layers.Layer] = []
         self._make = _Making(template, initial)
 
     def build(self, input_shape: Shapes) -> None:
@@ -137,6 +142,7 @@ class StackedExperts(keras.layers.Layer):
             stacked.append(stack)
         self.owners = list(owners.values())
         self._make.stacked = stacked
+        self.name = self.shown_name
 
     @property
     def trainable(self) -> bool:
@@ -146,7 +152,9 @@ class StackedExperts(keras.layers.Layer):
     @trainable.setter
     def trainable(self, value: bool) -> None:
         keras.layers.Layer.trainable.fset(self, value)
-        self._make.template.trainable = value  # batch norm asks its layer
+        # Batch norm asks its layer; on TensorFlow Keras does not release the layers of a layer.
+        for layer in [*self.owners, *flat_layers(self._make.template)]:
+            layer.trainable = value
 
     def compute_output_shape(self, input_shape: Shapes) -> Shapes:
         """Returns the shape of one expert's output."""
@@ -208,7 +216,8 @@ def _once_released(layer: keras.layers.Layer) -> set[int]:
     layers, variables = flat_layers(layer), layer.variables
     of_layers = [inner.trainable for inner in layers]
     of_variables = [variable.trainable for variable in variables]
-    layer.trainable = True
+    for inner in layers:  # each: on TensorFlow Keras does not release the layers of a layer
+        inner.trainable = True
     released = {id(variable) for variable in layer.trainable_variables}
     for inner, flag in zip(layers, of_layers, strict=True):
         if inner.trainable != flag:  # setting one sets every layer within

@@ -106,7 +106,7 @@ def _of_template(
             first,
             num_experts,
             FreshValues(first, num_experts, copy),
-            name=template.name,
+            name=f"{num_experts} × {template.name}",  # noqa: RUF001
         )
         return _owned_stack(stack, first, inputs[0], list(range(num_experts)), execution)
     if execution != "loop":
@@ -138,7 +138,7 @@ def _of_copies(
             members[0],
             len(members),
             partial(_stack_column, columns),
-            name=experts[positions[0]].name,
+            name=f"{len(members)} × {experts[positions[0]].name}",  # noqa: RUF001
         )
         made = _owned_stack(stack, members[0], _of(inputs, positions[0]), positions, execution)
         placed += made.bank.placed
@@ -162,7 +162,5 @@ def _owned_stack(
     execution: str,
 ) -> Made:
     stack.build(tree.map_structure(lambda spec: tuple(spec.shape), inputs))
-    # Once its variables have their paths, which TensorFlow wants in plain letters.
-    stack.name = f"{stack.num_experts} × {stack.name}"  # noqa: RUF001
     runner = StackedRunner(layer, stack, vectorized=execution != "loop")
     return Made(ExpertBank([Placed(positions, runner)]), [stack])
