@@ -204,7 +204,9 @@ def merge_chosen(weights: Tensor, indices: Tensor, outputs: Nested, compute_dtyp
     """
     num_experts = weights.shape[-1]
     taken = ops.take_along_axis(weights, ops.minimum(indices, num_experts - 1), axis=-1)
-    taken = ops.where(indices < num_experts, taken, ops.zeros_like(taken))
+    # A slot of a row with NaN shows it, also where no expert runs.
+    shown = ops.logical_or(indices < num_experts, ops.isnan(taken))
+    taken = ops.where(shown, taken, ops.zeros_like(taken))
 
     def merge(leaf: Tensor) -> Tensor:
         dtype = merged_dtype([keras.backend.standardize_dtype(leaf.dtype)], compute_dtype)
