@@ -306,7 +306,7 @@ class SharedBank(ExpertBank):
         return backend.stacking_pays(sum(sizes), self.num_experts)
 
     def _refresh(self) -> None:
-        """Drops the groups where an attribute of a layer was assigned, or changed in place, since."""
+        """Drops the groups where an attribute of a layer was assigned or changed in place since."""
         for layer, values, held in self._seen:
             present = vars(layer)
             if len(present) != len(values) or not all(map(is_, present.values(), values)):
