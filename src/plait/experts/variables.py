@@ -152,7 +152,7 @@ class StackedExperts(keras.layers.Layer):
     @trainable.setter
     def trainable(self, value: bool) -> None:
         keras.layers.Layer.trainable.fset(self, value)
-        # Batch norm asks its layer; on TensorFlow Keras does not release the layers of a layer.
+        # Batch norm asks its layer. Each: TensorFlow passes nothing on from one that is True.
         for layer in [*self.owners, *flat_layers(self._make.template)]:
             layer.trainable = value
 
@@ -216,7 +216,7 @@ def _once_released(layer: keras.layers.Layer) -> set[int]:
     layers, variables = flat_layers(layer), layer.variables
     of_layers = [inner.trainable for inner in layers]
     of_variables = [variable.trainable for variable in variables]
-    for inner in layers:  # each: on TensorFlow Keras does not release the layers of a layer
+    for inner in layers:  # each: TensorFlow passes nothing on from one that is True
         inner.trainable = True
     released = {id(variable) for variable in layer.trainable_variables}
     for inner, flag in zip(layers, of_layers, strict=True):
