@@ -222,3 +222,10 @@ def test_nothing_to_stack_is_warned_about():
     unlike = [net(), keras.Sequential([layers.Dense(5), layers.Dense(U)])]
     with pytest.warns(UserWarning, match="found no experts to stack: its architecture differs"):
         plait.Mixture(unlike, "uniform", execution="stacked")(x)
+
+
+def test_a_replaced_expert_is_refused():
+    mixture = plait.Mixture([net(name=name) for name in "ab"], "uniform", name="mix")
+    mixture.experts[0] = net(name="c")
+    with pytest.raises(ValueError, match="'mix', whose `experts` hold other models now"):
+        mixture(np.ones((2, 4), "float32"))

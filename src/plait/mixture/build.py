@@ -202,6 +202,17 @@ def empty_outputs(mixture: "Mixture", inputs: Nested) -> Nested:
     )
 
 
+def replaced(mixture: "Mixture") -> ValueError:
+    """Returns the error for a mixture whose list of experts was assigned to."""
+    return ValueError(
+        message(
+            "The experts of a mixture are those that it was made of",
+            f"{mixture.name!r}, whose `experts` hold other models now",
+            "Make a new Mixture of the models, with the same gate",
+        )
+    )
+
+
 def _warn_of_the_gate(mixture: "Mixture") -> None:
     """Warns of a gate whose output visibly is not what the router takes, or no weights."""
     state, gate, router = mixture.state, mixture.gate, mixture.router

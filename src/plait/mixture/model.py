@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -19,6 +20,7 @@ from plait.mixture.build import (
     empty_outputs,
     merged_specs,
     namesakes,
+    replaced,
 )
 from plait.mixture.forward import (
     Fed,
@@ -195,6 +197,8 @@ class Mixture(PartsModel):
     def call(self, inputs: Nested, training: bool | None = None, mask: Nested = None) -> Nested:
         """Returns the merged output."""
         training = bool(training)
+        if self.state.ownership == "shared" and not all(map(is_, self.experts, self.state.given)):
+            raise replaced(self)
         if tree.flatten(inputs)[0].shape[0] == 0:
             return empty_outputs(self, inputs)
         routing = self.route(inputs, training, mask)
