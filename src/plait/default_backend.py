@@ -10,10 +10,10 @@ _BACKENDS = ("jax", "torch", "tensorflow")
 
 
 def pick() -> None:
-    """Sets `KERAS_BACKEND` where nobody did and the backend that Keras would take is missing.
+    """Sets `KERAS_BACKEND` where it is not set and the backend that Keras would take is missing.
 
     Without a setting Keras takes TensorFlow, and fails where only JAX or PyTorch is installed. A
-    choice that was made, in the environment, in Keras' own file or by importing Keras, stands.
+    choice that was made, in the environment, in Keras' own file or by importing Keras, is kept.
     """
     if "keras" in sys.modules or "KERAS_BACKEND" in os.environ:
         return

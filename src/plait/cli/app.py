@@ -83,7 +83,7 @@ def blend(
     report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Learn whom to trust: a gate over trained models, which stay as they are.
+    """Learn a gate over trained models, which stay as they are.
 
     Classifiers end in a softmax, regressors in one unit. They read the table's columns in order,
     as they stand, or are files of plait fit. Rows the models were not trained on make the better

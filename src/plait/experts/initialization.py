@@ -174,7 +174,7 @@ def _fresh(variable: keras.Variable, initializer: Any, num_experts: int) -> Tens
 def _initializers(template: keras.layers.Layer) -> dict[int, keras.Initializer | None]:
     """Returns the initialisers of variables of Keras' own layers, by `id` of the variable.
 
-    `None` stands for one that gives the same value every time: the template's own value. A
+    `None` means an initialiser that gives the same value every time: the template's own value. A
     variable `kernel` was made by the initialiser in the attribute `kernel_initializer` of the
     innermost layer that owns it. Variables of other layers are left out.
     """

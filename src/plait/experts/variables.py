@@ -196,7 +196,7 @@ class StackedExperts(keras.layers.Layer):
 
 
 class _Owner(keras.layers.Layer):
-    """Owns what stands for the variables of one inner layer, under that layer's name."""
+    """Owns the stacked variables of one inner layer, under that layer's name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, autocast=False, dtype="float32")

@@ -69,7 +69,7 @@ class WeightedMerge(keras.layers.Layer):
         return keras.ops.cast(merged, merged_dtype(dtypes, self.compute_dtype))
 
     def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
-        """Returns the outputs' shape, with every size that any input knows."""
+        """Returns the outputs' shape, with every size that is known from any input."""
         return _merged_shape(input_shape)
 
     def compute_output_spec(self, inputs: Sequence[Any]) -> keras.KerasTensor:

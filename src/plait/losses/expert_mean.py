@@ -27,7 +27,7 @@ class ExpertMean(MixtureObjective):
         dtype: As in `keras.losses.Loss`.
 
     Raises:
-        ValueError: If Keras knows no such loss, or its values do not fit the weights.
+        ValueError: If Keras has no such loss, or its values do not fit the weights.
 
     Example:
     >>> import numpy as np

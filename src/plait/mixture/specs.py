@@ -79,7 +79,7 @@ def check_gate(scores: Nested, gate: keras.layers.Layer, num_experts: int) -> ke
 
 
 def check_agreement(outputs: list[tuple[int, str, Nested]]) -> Nested:
-    """Returns the experts' common output specs, with every size that any of them knows.
+    """Returns the experts' common output specs, with every size that is known from any of them.
 
     Args:
         outputs: Position, name and output specs of experts; alike ones need only one entry.

@@ -1,4 +1,4 @@
-"""What a mixture knows of itself and Keras must not track."""
+"""The private facts of a mixture, which Keras must not track."""
 
 import dataclasses
 import warnings

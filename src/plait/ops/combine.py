@@ -159,7 +159,7 @@ def log_mixture(log_weights: Tensor, log_outputs: Sequence[Tensor]) -> Tensor:
 
 
 def combine_masks(masks: Sequence[Mask]) -> Mask:
-    """Returns where every given mask is true; `None` stands for no mask.
+    """Returns where every given mask is true; `None` means no mask.
 
     Args:
         masks: Boolean tensors whose shapes are prefixes of one shape, or `None`.

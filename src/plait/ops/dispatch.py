@@ -44,7 +44,7 @@ def apply_experts(
             an empty slot, which is not run: its output is zeros, its gradient zero.
         num_experts: `e`, an integer.
         capacity: `None` for any load: a loop over the experts in use. An integer `c` where the
-            caller knows that no expert was chosen more than `c` times (see
+            caller made sure that no expert was chosen more than `c` times (see
             `keep_within_capacity`): one vectorised call on buffers `(e, c, …)`, where the backend
             is faster at that. What a choice beyond it gives is not defined.
         vectorized: Whether one call of `function` may run several experts.

@@ -43,7 +43,7 @@ def agree(left: Shape, right: Shape) -> bool:
 
 
 def merge(left: Shape, right: Shape) -> Shape:
-    """Returns the shape that knows each size which either of two agreeing shapes knows."""
+    """Returns the shape with each size that is known in either of two agreeing shapes."""
     return tuple(b if a is None else a for a, b in zip(left, right, strict=True))
 
 

@@ -63,7 +63,7 @@ def assemble(mixture: Mixture, schema: Schema, encode: bool) -> TableModel:
 def finished(model: TableModel) -> TableModel:
     """Returns a copy that holds `model.schema` in its layers, and no state of an optimizer.
 
-    That state would be two thirds of the file, and serve nobody who only predicts.
+    That state would be two thirds of the file, and is of no use to predictions.
     """
     mixture = Mixture.from_config(model.mixture.get_config())
     encode = isinstance(model.model.layers[0], TableEncoder)

@@ -95,7 +95,7 @@ def take_rows(tensor, index, inverse):
     """Rows by number, with a gradient that gathers too.
 
     `out[i] = tensor[index[i]]` and `gradient[j] = Σ_k gradient_out[inverse[j, k]]`. A number
-    past the end stands for a row of zeros. A scatter would add row after row.
+    past the end gives a row of zeros. A scatter would add row after row.
 
     Args:
         tensor: Tensor `(m, …)`.

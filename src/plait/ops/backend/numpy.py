@@ -58,7 +58,7 @@ def unstack(tensor):
 
 
 def take_rows(tensor, index, inverse):
-    """Rows by number; a number past the end stands for a row of zeros."""
+    """Rows by number; a number past the end gives a row of zeros."""
     zero = np.zeros((1, *tensor.shape[1:]), tensor.dtype)
     return np.concatenate([tensor, zero])[index]
 
