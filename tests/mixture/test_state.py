@@ -375,3 +375,27 @@ def test_noise_is_drawn_anew_in_training_and_not_at_inference(execution, data):
     first, second = (as_numpy(mixture(x, training=True)) for _ in range(2))
     assert (first != second).any()
     np.testing.assert_array_equal(as_numpy(mixture(x)), as_numpy(mixture(x)))
+
+
+@pytest.mark.parametrize("router", ["softmax", plait.routers.TopK(2)], ids=["dense", "sparse"])
+@every_execution
+def test_masked_steps_are_trained_through_under_every_router(execution, router, rng):
+    """The likelihood needs every expert's output, of inputs with masks, in training too."""
+    ids = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(6, D, mask_zero=True)(ids)
+    experts = [layers.LSTM(U, name=name) for name in "ab"]
+    mixture = plait.Mixture(experts, router=router, **WAYS[execution])
+    mixture(x)
+    features = rng.normal(size=(2, 5, D)).astype("float32")
+    masked = keras.layers.Masking()(features * np.array([1, 1, 1, 0, 0])[None, :, None])
+    mixture.compile(keras.optimizers.SGD(0.1), plait.losses.MixtureNLL("gaussian"))
+    out = mixture(masked, training=True)
+    loss = mixture.compute_loss(y=np.ones((2, U), "float32"), y_pred=out)
+    assert np.isfinite(float(as_numpy(ops.stop_gradient(loss))))
+
+
+def test_a_mask_that_is_passed_does_not_stay_with_the_callers_tensor():
+    mixture = plait.Mixture([layers.LSTM(U) for _ in "ab"], "uniform")
+    x = ops.ones((2, 5, D))
+    mixture(x, mask=ops.convert_to_tensor([[True] * 3 + [False] * 2] * 2))
+    assert getattr(x, "_keras_mask", None) is None

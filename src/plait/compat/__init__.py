@@ -1,6 +1,6 @@
-"""What plait needs of Keras beyond its documented calls: masks, walks over layers, hiding."""
+"""What plait needs of Keras beyond its documented calls: masks, walks, untracked layers."""
 
-from plait.compat.layers import flat_layers, is_functional, refresh_adapted, trainable_flags
+from plait.compat.layers import flat_layers, is_functional, refresh_adapted
 from plait.compat.masks import attach_masks, masks_of
 from plait.compat.serialization import without_other_backends
 from plait.compat.untracked import UntrackedList
@@ -12,6 +12,5 @@ __all__ = [
     "is_functional",
     "masks_of",
     "refresh_adapted",
-    "trainable_flags",
     "without_other_backends",
 ]

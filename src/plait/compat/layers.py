@@ -37,11 +37,6 @@ def flat_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
-def trainable_flags(layer: keras.layers.Layer) -> tuple[bool, ...]:
-    """Returns the flag `trainable` of a layer and of every layer that it holds."""
-    return tuple(inner.trainable for inner in flat_layers(layer))
-
-
 def refresh_adapted(layer: keras.layers.Layer) -> None:
     """Lets adapted layers compute anew what they keep beside their weights, once these are set."""
     for inner in flat_layers(layer):

@@ -63,24 +63,29 @@ def masks_of(tensors: Nested) -> list[Mask]:
     return masks
 
 
-def attach_masks(tensors: Nested, masks: list[Mask]) -> Nested:
+def attach_masks(tensors: Nested, masks: list[Mask], fresh: bool = False) -> Nested:
     """Returns the tensors, each with its mask attached where it has one.
 
     Args:
         tensors: Structure of tensors.
         masks: Flat list of their masks.
+        fresh: Whether the tensors were made in this call. Others are copied where they carry
+            another mask, so that the caller's tensors stay as they are.
     """
     if not any(map(_exists, masks)):
         return tensors
     flat = tree.flatten(tensors)
     for position, mask in enumerate(masks):
         if mask is not None:
-            flat[position] = _attach(flat[position], mask)
+            flat[position] = _attach(flat[position], mask, fresh)
     return tree.pack_sequence_as(tensors, flat)
 
 
-def _attach(tensor: Tensor, mask: Tensor) -> Tensor:
+def _attach(tensor: Tensor, mask: Tensor, fresh: bool) -> Tensor:
     if not hasattr(tensor, "__dict__"):
         return _WithMask()(tensor, mask=mask)
+    if getattr(tensor, _ATTRIBUTE, None) is mask:
+        return tensor
+    tensor = tensor if fresh else keras.ops.copy(tensor)
     setattr(tensor, _ATTRIBUTE, mask)
     return tensor

@@ -90,7 +90,7 @@ def with_all_masks(
         outputs, kept = function(*args)
         leaves, given = tree.flatten(outputs), iter(kept)
         masks = [
-            next(given) if has is not None else ops.ones(ops.shape(leaf)[:rank], "int32")
+            _of_rank(None if has is None else next(given), leaf, rank)
             for leaf, has, rank in zip(leaves, own, wanted, strict=True)
             if rank is not None
         ]
@@ -99,3 +99,13 @@ def with_all_masks(
         return tree.pack_sequence_as(outputs, leaves), masks
 
     return group._replace(function=run)
+
+
+def _of_rank(mask: Mask, leaf: Tensor, rank: int) -> Tensor:
+    """Returns a mask, or ones where there is none, for the first axes of an output."""
+    ones = ops.ones(ops.shape(leaf)[:rank], "int32")
+    if mask is None:
+        return ones
+    for _ in range(rank - len(mask.shape)):
+        mask = ops.expand_dims(mask, -1)
+    return mask * ones

@@ -45,8 +45,8 @@ class Plan(NamedTuple):
         traits: What a call of each group does.
         mask_ranks: For each output the rank of its mask, where any of the experts gives one.
         dtypes: The outputs' common dtypes where those of the experts differ, else `None`.
-        numbers: For each expert its number in that order, and the mark of an empty slot; `None`
-            where the order is the experts' own.
+        numbers: For each expert its number in that order, and last the number for an empty slot;
+            `None` where the order is the experts' own.
     """
 
     groups: list[Placed]
@@ -72,6 +72,7 @@ class ExpertBank:
             for local, position in enumerate(group.positions)
         }
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._with_losses: dict[tuple[int, bool], bool] = {}
         self._layers: list[keras.layers.Layer] = []
 
     def groups(self, dispatched: bool) -> list[Placed]:
@@ -134,12 +135,15 @@ class ExpertBank:
         for positions, runner in groups:
             guard = used
             if guard is not None:
-                # A loss belongs to the layer that adds it, in a call of its own: no guard then.
+                # Losses are recorded by Keras in a plain call of the layer: no guard then.
                 one_by_one = [guard[position] for position in positions]
-                adds_losses = _traits_of(positions, runner, inputs, masks, training).adds_losses
+                adds_losses = self._adds_losses(positions, runner, inputs, masks, training)
                 guard = None if adds_losses else ops.stack(one_by_one)
-            fed = _share(inputs, positions), masks and _share(masks, positions)
-            results.append(runner.run_all(*fed, training, guard))
+            fed = _share(inputs, positions)
+            fed_masks = _share(masks, positions) if masks else None
+            if fed_masks and len(fed_masks) == 1:
+                fed_masks = fed_masks * len(fed)
+            results.append(runner.run_all(fed, fed_masks, training, guard))
         order = [position for positions, _ in groups for position in positions]
         if len(results) == 1 and order == sorted(order):
             found = [None if mask is None else ops.all(mask, axis=0) for mask in results[0].masks]
@@ -184,10 +188,27 @@ class ExpertBank:
             self._layers = [x for _, r in groups for x in flat_layers(r.representative())]
         flags = tuple(map(_trainable, self._layers)) if training else ()
         masked = None if masks is None else tuple(m is not None for part in masks for m in part)
-        key = (id(groups), training, masked, flags)
+        leaves = tree.flatten(list(inputs))
+        kinds = tuple(map(_rank, leaves)), tuple(map(_dtype, leaves))
+        key = (id(groups), training, masked, flags, kinds)
         if key not in self._plans:
             self._plans[key] = _plan_of(groups, inputs, masks, training)
         return self._plans[key]
+
+    def _adds_losses(
+        self,
+        positions: Sequence[int],
+        runner: ExpertRunner,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        training: bool,
+    ) -> bool:
+        """Whether a call of some experts adds losses, found once."""
+        key = (id(runner), training)
+        if key not in self._with_losses:
+            traits = _traits_of(positions, runner, inputs, masks, training)
+            self._with_losses[key] = traits.adds_losses
+        return self._with_losses[key]
 
     def run_dispatched(
         self,
@@ -318,6 +339,7 @@ class SharedBank(ExpertBank):
                 return
         self._stacked, self._layers = [], []
         self._plans.clear()
+        self._with_losses.clear()
         layers = [layer for expert in self.experts for layer in flat_layers(expert)]
         self._seen = [_Seen(one, tuple(vars(one).values()), contents(one)) for one in layers]
 
@@ -341,6 +363,8 @@ class SharedBank(ExpertBank):
 
 
 _trainable = attrgetter("trainable")
+_rank = attrgetter("ndim")
+_dtype = attrgetter("dtype")
 
 
 def _traits_of(

@@ -68,8 +68,8 @@ class ExpertRunner(Protocol):
     def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
         """Returns the experts as groups for `plait.ops.dispatch.apply_groups`.
 
-        Their functions take rows as `Rows.fed` gives them, and return the outputs and the flat
-        list of masks, as int32, of those that have one.
+        Their functions take what `dispatch.fed_to_groups` makes of the rows, and return the outputs
+        and the flat list of masks, as int32, of those that have one.
 
         Args:
             rows: What the experts of the mixture read.

@@ -8,6 +8,7 @@ from keras import ops, tree
 from plait.compat import attach_masks
 from plait.experts import ExpertBank
 from plait.ops.backend import is_float
+from plait.ops.combine import combine_masks
 from plait.ops.routing import Routing, chosen
 from plait.typing import Mask, Nested, Tensor
 
@@ -167,7 +168,7 @@ def run_chosen(
 
 
 def chosen_experts(routing: Routing) -> Tensor:
-    """Returns the indices of a sparse routing; where the router gives none, all of weight > 0."""
+    """Returns the indices of a sparse routing; where it has none, all whose weight is not zero."""
     if routing.indices is not None:
         return routing.indices
     num_experts = routing.weights.shape[-1]
@@ -197,10 +198,10 @@ def unfold_rows(tensors: Nested, like: Tensor, routed_rank: int) -> Nested:
 
 def step_masks(outputs: Nested, masks: Sequence[list[Mask]] | None) -> list[Mask]:
     """Returns the outputs' masks where experts run step by step: those of the input."""
-    given = [mask for part in masks or [] for mask in part if mask is not None]
-    return [given[0] if given else None] * len(tree.flatten(outputs))
+    given = combine_masks([mask for part in masks or [] for mask in part])
+    return [given] * len(tree.flatten(outputs))
 
 
 def with_masks(outputs: Nested, masks: list[Mask]) -> Nested:
     """Returns the outputs with their masks attached; `masks` is flat."""
-    return attach_masks(outputs, masks)
+    return attach_masks(outputs, masks, fresh=True)

@@ -199,8 +199,8 @@ def get(gate: GateSpec, num_experts: int) -> keras.layers.Layer:
         return FixedWeights(_checked(gate, num_experts), name="gate")
     raise TypeError(
         message(
-            "`gate` must be a Keras model or layer, None, 'constant', 'uniform', or a number for "
-            "each expert",
+            "`gate` must be a Keras model or layer, None, 'linear', 'constant', 'uniform', or a "
+            "number for each expert",
             f"{gate!r} of type {type(gate).__name__}",
             f"Pass for example keras.layers.Dense({num_experts}, activation='softmax')",
         )

@@ -68,9 +68,9 @@ class Mixture(PartsModel):
             flattened features, one set of weights per example; `"constant"` one learned weight per
             expert; `"uniform"` the plain average; a list of numbers fixed weights.
         num_experts: Number of experts, where `experts` is a template.
-        router: `None` takes the gate's output as the weights, as it is, except for the learned
-            gates that plait brings, which get `Softmax()`. Else a `plait.routers.Router`, its name
-            or config.
+        router: `None` takes the gate's output as the weights, as it is, except for the gates that
+            `None`, `"constant"` and `"uniform"` ask for, which get `Softmax()`. Else a
+            `plait.routers.Router`, its name or config.
         expert_inputs: What of a structured input the experts read: a key or position, a tuple of
             these as a path into a nested input, or a list with one of these (or a list of them)
             for each expert. `None` is the whole input.
@@ -277,8 +277,9 @@ class Mixture(PartsModel):
             training=training,
         )
         outputs = parts.outputs
-        if self.objective is not None:
+        if self.needs_parts():
             self.note_parts(parts)
+        if self.objective is not None:
             outputs = self.objective.mean(outputs)
         merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
         return Merged(with_masks(merged, parts.masks), parts.losses)
@@ -351,7 +352,7 @@ class Mixture(PartsModel):
     def get_compile_config(self) -> Config | None:
         """Returns what `compile` was given, for a file that any backend may read.
 
-        Keras writes what `jit_compile="auto"` stood for here, which another backend may not take.
+        Keras writes the resolved value of `jit_compile="auto"`, which another backend may not take.
         """
         config = super().get_compile_config()
         if not config:

@@ -1,4 +1,4 @@
-"""How a mixture is trained: losses that see its parts, and what `compile` checks."""
+"""How a mixture is trained: losses that use its parts, and what `compile` checks."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _predicts = ContextVar("whether a call is part of a prediction", default=False)
 
 
 class PartsHolder:
-    """Keeps the parts of one forward pass out of Keras' sight."""
+    """Keeps the parts of one forward pass where Keras does not track it."""
 
     parts: Parts | None = None
 
@@ -25,7 +25,7 @@ class PartsModel(keras.Model):
     """A Keras model whose loss may be a `MixtureObjective`, which needs weights and outputs.
 
     A subclass calls `attach_objective` once its weights' shape is known, and `note_parts` in each
-    call.
+    call that a loss follows.
     """
 
     objective_state: ObjectiveState
@@ -91,7 +91,7 @@ class PartsModel(keras.Model):
             return super().compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
             )
-        parts = self._parts.parts
+        parts, self._parts.parts = self._parts.parts, None
         assert parts is not None  # a call precedes the loss
         total = self.objective.mixture_loss(
             y, parts.weights, parts.outputs, sample_weight, parts.masks[0]
@@ -101,7 +101,7 @@ class PartsModel(keras.Model):
         return total
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Nested:
-        """Predicts one batch; no loss follows, so that no parts are kept."""
+        """Predicts one batch; no loss follows, so that experts may run on their own rows alone."""
         with _predicting():
             return super().predict_step(*args, **kwargs)
 

@@ -19,7 +19,7 @@ if hasattr(keras.optimizers, "ScheduleFreeAdamW"):  # since Keras 3.14
 
 
 def what_differs(optimizer: keras.optimizers.Optimizer) -> str | None:
-    """Returns what an optimizer does to a whole variable, or `None` where it does nothing such.
+    """Returns what an optimizer does to a whole variable, or `None` if it updates number by number.
 
     An optimizer that updates number by number treats a stack `(e, …)` of variables as it would
     treat `e` variables. One that looks at a whole variable, at its norm or as a matrix, does not.

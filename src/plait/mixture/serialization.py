@@ -71,7 +71,7 @@ def arguments_of(config: Config, custom_objects: Mapping[str, Any] | None) -> Co
 def _serialized(layer: keras.layers.Layer) -> Config:
     """Returns a layer's config, marked as one object where a file holds it more than once.
 
-    Keras marks an object from the second time on that it is serialised, hence twice. Layers inside
+    Keras writes the mark from the second time on, hence it is serialised twice. Layers inside
     a graph are not marked: a layer that is shared by two graphs would be taken out of the first.
     """
     keras.saving.serialize_keras_object(layer)

@@ -26,7 +26,7 @@ def specs_of(shapes: Shapes, dtypes: Nested = None) -> Nested:
 
 
 def _as_keras_converts(dtype: str) -> str:
-    """Floating inputs reach layers in Keras' own float type."""
+    """Inputs of float64 are cast to Keras' float type."""
     return keras.config.floatx() if dtype == "float64" else dtype
 
 

@@ -1,4 +1,4 @@
-"""The private facts of a mixture, which Keras must not track."""
+"""The internal state of a mixture, which Keras must not track."""
 
 import dataclasses
 import warnings

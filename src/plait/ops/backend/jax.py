@@ -1,4 +1,4 @@
-"""The seam on JAX."""
+"""The backend functions on JAX."""
 
 import math
 import operator

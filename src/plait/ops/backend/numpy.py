@@ -1,4 +1,4 @@
-"""The seam on NumPy, which has no gradients: loops."""
+"""The backend functions on NumPy, which has no gradients: loops."""
 
 from contextlib import nullcontext as outside_of_graphs
 
@@ -44,7 +44,7 @@ def stacking_pays(num_values, num_experts):
         num_experts: How many experts there are.
     """
     del num_values, num_experts
-    return False  # a compiled step has no call to save, only the copies into one tensor to make
+    return False  # a vectorised call is a loop here
 
 
 def refuses(error):

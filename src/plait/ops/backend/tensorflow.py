@@ -1,4 +1,4 @@
-"""The seam on TensorFlow."""
+"""The backend functions on TensorFlow."""
 
 from itertools import compress
 
@@ -30,7 +30,7 @@ def vectorize(function, tensors):
     """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
 
     def named(tensors):
-        # An eager tensor from outside, returned as it is, has no place in the graph.
+        # `tf.vectorized_map` fails where a function returns an eager tensor from outside unchanged.
         return [tf.identity(output) for output in function(tensors)]
 
     return tf.vectorized_map(named, tensors)
@@ -185,10 +185,10 @@ def map_segments(groups, rows, offsets):
 
     @tf.custom_gradient
     def run(*floats):
-        del floats  # the same tensors, seen from outside
+        del floats  # arguments only so that TensorFlow differentiates them
         # The first call comes before the loops and tells what the outputs are. Where no row chose
-        # an expert of the first group, it sees one row, which is cut off again: given no rows,
-        # Keras takes what a residual block adds for a bias.
+        # an expert of the first group, it gets one row, which is cut off again: with no
+        # rows, Keras' `add` takes a residual operand for a bias.
         called = tf.cond(plans[0][1] > 0, lambda: plans[0][0], lambda: tf.zeros([1], "int32"))
         first = call(0, called[0])
         results = []

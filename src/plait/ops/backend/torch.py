@@ -1,4 +1,4 @@
-"""The seam on PyTorch."""
+"""The backend functions on PyTorch."""
 
 from contextlib import nullcontext as outside_of_graphs
 from itertools import chain, pairwise
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-# Dropout asks for its seed's number, which `vmap` gives only where it is the same for all experts.
+# Dropout converts its seed to a Python integer, which `vmap` allows where experts share the seed.
 maps_seeds = False
 SHAPE_ERRORS = (TypeError, ValueError, IndexError, RuntimeError)
 
@@ -182,8 +182,8 @@ def map_choices(groups, leaves, choices):
     loads = [b - a for a, b in pairwise(bounds)]
     found = [_batches(group, leaves, loads[a:b]) for group, (a, b) in _ranges(groups)]
     if not any(found):
-        # Where no expert was chosen, one call gives the outputs their shape. It sees one row: of
-        # no rows, a reshape cannot say how long they are.
+        # Where no expert was chosen, one call gives the outputs their shape. It gets one row:
+        # a reshape with -1 fails on no rows.
         found[0] = [Batch(0, 1, min(1, len(order)))]
     placed = [
         Batch(first + batch.start, first + batch.end, batch.size)

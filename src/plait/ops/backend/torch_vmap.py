@@ -1,8 +1,8 @@
 """One vectorised call on PyTorch.
 
-`torch.func.vmap` refuses one question that Keras' layers ask of tensors: has the tensor a given
-memory format? It is asked before a convolution, to copy the tensor into the channels-last format.
-The format is only a matter of speed, so the answer here is yes.
+`torch.func.vmap` cannot evaluate `is_contiguous(memory_format=…)`, which Keras' convolutions call
+to decide whether to copy a tensor into the channels-last format. The format is only a matter of
+speed, so that it is taken to be right.
 """
 
 import torch
@@ -13,7 +13,7 @@ __all__ = ["vectorize"]
 
 
 class _AnyMemoryFormat(TorchFunctionMode):
-    """Answers yes where a tensor is asked for its memory format."""
+    """Takes every tensor's memory format to be the wanted one."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
