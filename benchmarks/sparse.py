@@ -12,7 +12,7 @@ from keras import layers, ops
 import plait
 from benchmarks.table import Row, options, show
 from benchmarks.timing import compile_step, of_model, ratio, ratio_of_blocks, tensor
-from plait.experts import flat_layers
+from plait.compat import flat_layers
 
 SHAPE, CHOSEN, UNITS, HIDDEN = (8, 512), 2, 256, 512
 TOKENS = SHAPE[0] * SHAPE[1]

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import plait
+from plait.experts import initialization
 
 INITIALIZERS = [
     keras.initializers.GlorotUniform(),
@@ -40,3 +41,13 @@ def test_every_expert_has_the_distribution_of_one(initializer, kind):
         np.testing.assert_allclose(np.abs(kernel).max(), np.abs(one).max(), rtol=0.5)
     differ = [np.abs(a - b).max() for a, b in zip(kernels[1:], kernels, strict=False)]
     assert min(differ) > 0.1 * one.std()
+
+
+def test_experts_of_keras_layers_are_drawn_without_a_copy_for_each(monkeypatch):
+    """A thousand copies take longer than compiling the step."""
+    stack = [layers.Dense(5), layers.BatchNormalization(), layers.Dropout(0.1), layers.Dense(3)]
+    template = keras.Sequential([keras.Input((4,)), *stack])
+    made = []
+    monkeypatch.setattr(initialization.FreshValues, "_of_copies", lambda self: made.append(self))
+    plait.Mixture(template, "uniform", num_experts=3)
+    assert made == []

@@ -176,23 +176,27 @@ def _initializers(template: keras.layers.Layer) -> dict[int, keras.Initializer |
 
     `None` means an initialiser that gives the same value every time: the template's own value. A
     variable `kernel` was made by the initialiser in the attribute `kernel_initializer` of the
-    innermost layer that owns it. Variables of other layers are left out.
+    layer that owns it. Variables of layers that are not Keras' own are left out.
     """
+    layers = flat_layers(template)
+    others = [layer for layer in layers if not type(layer).__module__.startswith("keras.")]
+    left_out = {
+        id(value)
+        for layer in others
+        for value in vars(layer).values()
+        if isinstance(value, keras.Variable)
+    }
     found: dict[int, keras.Initializer | None] = {}
-    for layer in flat_layers(template):  # parents first, so that the innermost owner comes last
+    for layer in layers:
+        if not type(layer).__module__.startswith("keras."):
+            continue
         for variable in layer.variables:
-            found.pop(id(variable), None)
-            if not type(layer).__module__.startswith("keras."):
-                continue
             name = variable.name
             names = (f"{name}_initializer", f"{name.removesuffix('_kernel')}_initializer")
             given = next((getattr(layer, n) for n in names if hasattr(layer, n)), None)
-            if isinstance(given, keras.Initializer):
-                seeded = "seed" in given.get_config()
-                if seeded and type(given).__module__.startswith("keras."):
-                    found[id(variable)] = given
-                elif type(given).__module__.startswith("keras."):
-                    found[id(variable)] = None
+            keras_own = type(given).__module__.startswith("keras.")
+            if isinstance(given, keras.Initializer) and keras_own and id(variable) not in left_out:
+                found[id(variable)] = given if "seed" in given.get_config() else None
     return found
 
 
