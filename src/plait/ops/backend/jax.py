@@ -214,8 +214,8 @@ def map_segments(groups, rows, offsets):
 
     def loop(body, plan, first, last, carried):
         """Visits the segments of the experts from `first` to the one before `last`."""
-        bounds = plan["first"][first], plan["last"][last - 1]
-        return jax.lax.fori_loop(*bounds, body, carried)
+        start = plan["first"][first] if first else 0
+        return jax.lax.fori_loop(start, plan["last"][last - 1], body, carried)
 
     @jax.custom_vjp
     def run(weights, inputs, constants):
