@@ -16,9 +16,10 @@ class Tally(keras.metrics.Metric):
     reads and resets it. In the middle of an epoch a compiled JAX step cannot see that variable, so
     the progress bar shows zero or an old value there; the logs of the epoch are exact.
 
-    Keras merges a result that is a dict into the logs, and of an empty one nothing is seen. So that
-    a compiled step has the keys that the logs of its epoch get, `add` notes while a step is traced
-    that it records: a trace of `evaluate` comes after a reset, and does not call `add`.
+    Keras merges a result that is a dict into the logs, and of an empty one nothing is seen. A
+    compiled step must have the keys that the logs of its epoch get. `add` therefore sets a flag
+    while a step is traced, and `result`, at the end of the same step, reads and clears it: a trace
+    of `evaluate` or `test_on_batch` never calls `add`.
 
     Args:
         totals: Variable of shape `(2,)`, the weighted sum and the sum of the weights.
@@ -53,7 +54,8 @@ class Tally(keras.metrics.Metric):
 
     def result(self) -> dict[str, Tensor]:
         """Returns the mean under the metric's name, or an empty dict where nothing was recorded."""
-        return {self.name: self.mean()} if self._records or self._counts() else {}
+        records, self._records = self._records, False
+        return {self.name: self.mean()} if records or self._counts() else {}
 
     def _counts(self) -> bool:
         """Returns whether the variable counts anything: a compiled step adds without `add`.
