@@ -20,6 +20,11 @@ def message(rule: str, received: str, remedy: str) -> str:
     return f"{rule}. Received: {received}. {remedy}."
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an exception says."""
+    return (str(error).splitlines() or [""])[0]
+
+
 def choose_from(what: str, received: object, options: Iterable[str]) -> str:
     """Returns the text for a value that is not one of a closed set, naming the nearest one.
 

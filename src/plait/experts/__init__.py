@@ -8,6 +8,7 @@ from plait.experts.initialization import (
     copy_with_weights,
     stack_many,
 )
+from plait.experts.runner import input_of
 from plait.experts.seeds import seed_positions
 from plait.experts.signature import alike, shared_variables, why_alone
 from plait.experts.single import SingleExpert
@@ -26,6 +27,7 @@ __all__ = [
     "check_same",
     "copy_of",
     "copy_with_weights",
+    "input_of",
     "seed_positions",
     "shared_variables",
     "stack_many",

@@ -9,8 +9,9 @@ import keras
 from keras import ops, tree
 
 from plait.compat import flat_layers
+from plait.errors import first_line
 from plait.experts.dispatch import fed_to_groups, with_all_masks
-from plait.experts.runner import ExpertRunner, Results, Rows
+from plait.experts.runner import ExpertRunner, Results, Rows, input_of
 from plait.experts.seeds import draws
 from plait.experts.signature import alike, contents
 from plait.experts.single import SingleExpert
@@ -93,6 +94,15 @@ class ExpertBank:
         """Sets the variables of one expert."""
         runner, local = self._at[expert]
         runner.set_values(local, values)
+
+    def set_all(self, values: Sequence[Sequence[Tensor]]) -> None:
+        """Sets the variables of every expert; each stack of variables is written once.
+
+        Args:
+            values: For each expert, a value for each of its variables.
+        """
+        for positions, runner in self.placed:
+            runner.set_all([values[position] for position in positions])
 
     def representative(self, expert: int) -> keras.layers.Layer:
         """Returns the layer that is called for an expert."""
@@ -265,7 +275,7 @@ class ExpertBank:
             vectorized = [runner for _, runner in groups if runner.vectorized]
             if not vectorized or not backend.refuses(error):
                 raise
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
         for runner in vectorized:
             runner.stop_vectorizing(reason)
         return run()
@@ -356,7 +366,7 @@ class SharedBank(ExpertBank):
         expert = self.experts[position]
         if draws(expert) and not backend.draws_like_loops:
             return "it draws random numbers"
-        inputs = [self.inputs[0 if len(self.inputs) == 1 else position]]
+        inputs = [input_of(self.inputs, position)]
         runner = self.placed[position].runner
         traits = _traits_of([0], runner, inputs, None, training=True)
         return "its call adds losses" if traits.adds_losses else None

@@ -12,10 +12,10 @@ from keras import ops
 
 from plait.compat import flat_layers, refresh_adapted, without_other_backends
 from plait.errors import message
+from plait.experts.seeds import is_seed
 from plait.experts.signature import differences, signature
 from plait.typing import Config, Tensor
 
-SEED_NAME = "seed_generator_state"
 _copies = itertools.count()
 
 
@@ -198,11 +198,6 @@ def _initializers(template: keras.layers.Layer) -> dict[int, keras.Initializer |
             if isinstance(given, keras.Initializer) and keras_own and id(variable) not in left_out:
                 found[id(variable)] = given if "seed" in given.get_config() else None
     return found
-
-
-def is_seed(variable: keras.Variable) -> bool:
-    """Whether a variable is the state of a `keras.random.SeedGenerator`, or a stack of such."""
-    return variable.name.endswith(SEED_NAME)
 
 
 def _repeat(value: Tensor, num_experts: int) -> Tensor:

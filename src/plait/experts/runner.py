@@ -37,6 +37,16 @@ class Rows(NamedTuple):
     part_of: list[int]
 
 
+def input_of(inputs: Sequence[Nested], expert: int) -> Nested:
+    """Returns what one expert reads.
+
+    Args:
+        inputs: One structure that all experts share, or one for each.
+        expert: Position of the expert.
+    """
+    return inputs[0 if len(inputs) == 1 else expert]
+
+
 class ExpertRunner(Protocol):
     """Runs one expert, or several of one architecture."""
 
@@ -85,3 +95,6 @@ class ExpertRunner(Protocol):
 
     def set_values(self, expert: int, values: Sequence[Tensor]) -> None:
         """Sets the variables of one expert."""
+
+    def set_all(self, values: Sequence[Sequence[Tensor]]) -> None:
+        """Sets the variables of every expert: a list of values for each."""

@@ -6,7 +6,6 @@ import keras
 from keras import ops
 
 from plait.compat import flat_layers
-from plait.experts.initialization import SEED_NAME
 from plait.typing import Tensor
 
 # Draws that one call may take from one seed generator before the next step repeats them.
@@ -15,9 +14,19 @@ DRAWS_PER_CALL = 1024
 _STEP_OF_SEGMENT = 7_919_333
 
 
+def is_seed(variable: keras.Variable) -> bool:
+    """Whether a variable is the state of a `keras.random.SeedGenerator`, or a stack of such."""
+    return variable.name.endswith("seed_generator_state")
+
+
 def seed_positions(variables: Sequence[keras.Variable]) -> list[int]:
-    """Returns the positions of the seeds among variables; see `initialization.is_seed`."""
-    return [p for p, v in enumerate(variables) if v.name.endswith(SEED_NAME)]
+    """Returns the positions of the seeds among variables."""
+    return [position for position, variable in enumerate(variables) if is_seed(variable)]
+
+
+def advanced(seeds: Tensor) -> Tensor:
+    """Returns seeds `(…, 2)` behind all that one call may have drawn from them."""
+    return seeds + ops.cast([0, DRAWS_PER_CALL], seeds.dtype)
 
 
 class Seeds:

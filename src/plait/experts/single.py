@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import keras
-from keras import ops, tree
+from keras import tree
 
 from plait.compat import attach_masks, masks_of
 from plait.experts.dispatch import group_of
 from plait.experts.functional_call import call_with
 from plait.experts.runner import Results, Rows
-from plait.experts.seeds import DRAWS_PER_CALL, Seeds, seed_positions
+from plait.experts.seeds import Seeds, advanced, is_seed
 from plait.ops.backend import Group, is_float, keep_gradient
 from plait.typing import Mask, Nested, Tensor
 
@@ -84,10 +84,8 @@ class SingleExpert:
 
     def after_dispatch(self) -> None:
         """Moves the seeds on, so that the next step draws anew."""
-        variables = self.expert.variables
-        for position in seed_positions(variables):
-            seed = variables[position]
-            seed.assign(seed.value + ops.cast([0, DRAWS_PER_CALL], seed.dtype))
+        for seed in filter(is_seed, self.expert.variables):
+            seed.assign(advanced(seed.value))
 
     def values(self, expert: int) -> list[Tensor]:
         """Returns the present values of the expert's variables."""
@@ -99,3 +97,7 @@ class SingleExpert:
         del expert
         for variable, value in zip(self.expert.variables, values, strict=True):
             variable.assign(value)
+
+    def set_all(self, values: Sequence[Sequence[Tensor]]) -> None:
+        """Sets the variables of the one expert."""
+        self.set_values(0, values[0])

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import keras
+import numpy as np
 from keras import ops, tree
 
+from plait.errors import first_line
 from plait.experts.dispatch import group_of
 from plait.experts.functional_call import call_with
 from plait.experts.runner import Results, Rows
-from plait.experts.seeds import DRAWS_PER_CALL, Seeds, seed_positions
+from plait.experts.seeds import Seeds, advanced, seed_positions
 from plait.experts.variables import ExpertVariables
 from plait.ops.backend import (
     Group,
@@ -120,7 +122,7 @@ class StackedRunner:
         except Exception as error:
             if not refuses(error):
                 raise
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
         self.stop_vectorizing(reason)
         return run(False)
 
@@ -169,8 +171,7 @@ class StackedRunner:
         positions = seed_positions(self.own)
         values = self.variables.read() if positions else []
         for position in positions:
-            step = ops.cast([0, DRAWS_PER_CALL], values[position].dtype)
-            self.variables.write(position, values[position] + step)
+            self.variables.write(position, advanced(values[position]))
 
     def values(self, expert: int) -> list[Tensor]:
         """Returns the present values of one expert's variables."""
@@ -179,6 +180,12 @@ class StackedRunner:
     def set_values(self, expert: int, values: Sequence[Tensor]) -> None:
         """Sets the variables of one expert."""
         self.variables.write_one(expert, values)
+
+    def set_all(self, values: Sequence[Sequence[Tensor]]) -> None:
+        """Sets the variables of every expert, each stack at once."""
+        for position, column in enumerate(zip(*values, strict=True)):
+            arrays = [ops.convert_to_numpy(value) for value in column]
+            self.variables.write(position, ops.convert_to_tensor(np.stack(arrays)))
 
 
 def _stack(structures: Sequence[Nested]) -> Nested:

@@ -7,7 +7,7 @@ import keras
 from keras import ops, tree
 
 from plait.experts.functional_call import Outcome, call_with
-from plait.experts.initialization import is_seed
+from plait.experts.seeds import is_seed
 from plait.ops.backend import outside_of_graphs
 from plait.typing import Mask, Nested
 

@@ -126,17 +126,23 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
     )
     state.output_specs = expert_specs(state, fed, scores)
     check_rank_rule(weights_shape, state.output_specs)
-    state.namesakes = namesakes([*(owned or state.given), mixture.gate])
+    note_namesakes(mixture, owned)
     _warn_of_the_gate(mixture)
     return owned
 
 
-def namesakes(layers: Sequence[keras.layers.Layer]) -> list[list[keras.Variable]]:
-    """Returns lists of variables that share a path; those that are frozen may be released later."""
+def note_namesakes(mixture: "Mixture", owned: Sequence[keras.layers.Layer]) -> None:
+    """Notes which variables share a path: Keras clears gradients on PyTorch by path.
+
+    Args:
+        mixture: The mixture.
+        owned: The layers that own the experts' variables, where the mixture does.
+    """
     by_path = defaultdict(list)
+    layers = [*(owned or mixture.state.given), mixture.gate]
     for variable in {id(v): v for layer in layers for v in layer.variables}.values():
         by_path[variable.path].append(variable)
-    return [group for group in by_path.values() if len(group) > 1]
+    mixture.state.namesakes = [group for group in by_path.values() if len(group) > 1]
 
 
 def _row_specs(mixture: "Mixture", fed: list[Nested], weights_shape: Shape) -> list[Nested] | None:

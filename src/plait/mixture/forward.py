@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from keras import ops, tree
 
-from plait.compat import attach_masks
 from plait.experts import ExpertBank
 from plait.ops.backend import is_float
 from plait.ops.combine import combine_masks
@@ -200,8 +199,3 @@ def step_masks(outputs: Nested, masks: Sequence[list[Mask]] | None) -> list[Mask
     """Returns the outputs' masks where experts run step by step: those of the input."""
     given = combine_masks([mask for part in masks or [] for mask in part])
     return [given] * len(tree.flatten(outputs))
-
-
-def with_masks(outputs: Nested, masks: list[Mask]) -> Nested:
-    """Returns the outputs with their masks attached; `masks` is flat."""
-    return attach_masks(outputs, masks, fresh=True)

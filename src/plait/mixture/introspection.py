@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops, tree
 
 from plait.errors import message
-from plait.experts import copy_of
+from plait.experts import copy_of, input_of
 from plait.losses import MixtureNLL, MixtureObjective, families
 from plait.losses.families import Family
 from plait.mixture.inputs import select_each
@@ -128,7 +128,7 @@ def expert(mixture: "Mixture", i: int) -> keras.Model:
 def _input_specs(mixture: "Mixture", i: int) -> Nested:
     state = mixture.state
     fed = select_each(specs_of(state.input_shape, state.input_dtype), state.selectors)
-    return fed[0 if len(fed) == 1 else i]
+    return input_of(fed, i)
 
 
 def _as_model(mixture: "Mixture", layer: keras.layers.Layer, i: int) -> keras.Model:

@@ -19,7 +19,7 @@ from plait.mixture.build import (
     check_single_output,
     empty_outputs,
     merged_specs,
-    namesakes,
+    note_namesakes,
     replaced,
 )
 from plait.mixture.forward import (
@@ -30,7 +30,6 @@ from plait.mixture.forward import (
     run_every,
     step_masks,
     unfold_rows,
-    with_masks,
 )
 from plait.mixture.inputs import Selector, select, select_each, selectors
 from plait.mixture.objective import PartsModel
@@ -256,33 +255,22 @@ class Mixture(PartsModel):
 
     def every_output(self, routing: Routing, inputs: Nested, training: bool, mask: Nested) -> Parts:
         """Returns the weights and the outputs of every expert for every row."""
-        fed = self._fed(inputs, mask)
-        return run_every(
-            self.state.bank,
-            routing,
-            fed,
-            by_step=self.state.dispatches,
-            sparse=False,
-            training=training,
-        )
+        return self._run_every(routing, self._fed(inputs, mask), training, sparse=False)
+
+    def _run_every(self, routing: Routing, fed: Fed, training: bool, sparse: bool) -> Parts:
+        bank, by_step = self.state.bank, self.state.dispatches
+        return run_every(bank, routing, fed, by_step=by_step, sparse=sparse, training=training)
 
     def _merge_every(self, routing: Routing, fed: Fed, training: bool) -> Merged:
         """Runs every expert on every row, and merges."""
-        parts = run_every(
-            self.state.bank,
-            routing,
-            fed,
-            by_step=self.state.dispatches,
-            sparse=self.is_sparse,
-            training=training,
-        )
+        parts = self._run_every(routing, fed, training, self.is_sparse)
         outputs = parts.outputs
         if self.needs_parts():
             self.note_parts(parts)
         if self.objective is not None:
             outputs = self.objective.mean(outputs)
         merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
-        return Merged(with_masks(merged, parts.masks), parts.losses)
+        return Merged(attach_masks(merged, parts.masks, fresh=True), parts.losses)
 
     def _merge_chosen(self, routing: Routing, fed: Fed, training: bool) -> Merged:
         """Runs each expert on the rows that chose it, and merges."""
@@ -303,7 +291,7 @@ class Mixture(PartsModel):
         merged = unfold_rows(merged, routing.weights, rank)
         if rank > 1:
             masks = step_masks(merged, fed.masks)
-        return Merged(with_masks(merged, masks), [])
+        return Merged(attach_masks(merged, masks, fresh=True), [])
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> None:
         """The outputs' masks are attached in `call`, where the experts' are known."""
@@ -336,7 +324,7 @@ class Mixture(PartsModel):
         super().compile(*args, **kwargs)
         self.state.compiled_with = (args, kwargs)
         if self.state.built_bank is not None:  # `enable_lora` may have added variables
-            self.state.namesakes = namesakes([*(self.owned_experts or self.experts), self.gate])
+            note_namesakes(self, self.owned_experts)
         stacks = [layer.name for layer in self._stacks()]
         text = self.optimizer and optimizers.warning(self.optimizer, stacks)
         if text:

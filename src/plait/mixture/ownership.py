@@ -20,6 +20,7 @@ from plait.experts import (
     check_same,
     copy_of,
     copy_with_weights,
+    input_of,
     shared_variables,
     stack_many,
     why_alone,
@@ -58,15 +59,11 @@ def make_experts(
         return _of_copies(state.given, inputs, execution)
     for position, expert in enumerate(state.given):
         if not expert.built:
-            output_specs(expert, _of(inputs, position))
+            output_specs(expert, input_of(inputs, position))
     bank = SharedBank(state.given, execution, inputs)
     if execution == "stacked" and len(bank.groups(True)) == num_experts > 1:
         _warn_of_nothing_to_stack(bank)
     return Made(bank, [])
-
-
-def _of(inputs: Sequence[Nested], position: int) -> Nested:
-    return inputs[0 if len(inputs) == 1 else position]
 
 
 def _warn_of_nothing_to_stack(bank: SharedBank) -> None:
@@ -94,7 +91,7 @@ def _of_template(
         if not template.built:
             check_same(made, template)
         if not made.built:
-            output_specs(made, _of(inputs, offset))
+            output_specs(made, input_of(inputs, offset))
         return made
 
     first = copy(0)
@@ -140,14 +137,14 @@ def _of_copies(
             partial(_stack_column, columns),
             name=f"{len(members)} × {experts[positions[0]].name}",  # noqa: RUF001
         )
-        made = _owned_stack(stack, members[0], _of(inputs, positions[0]), positions, execution)
+        made = _owned_stack(stack, members[0], input_of(inputs, positions[0]), positions, execution)
         placed += made.bank.placed
         owned += made.owned
     return Made(ExpertBank(placed), owned)
 
 
 def _build(inputs: Sequence[Nested], position: int, copy: keras.layers.Layer) -> Nested:
-    return output_specs(copy, _of(inputs, position))
+    return output_specs(copy, input_of(inputs, position))
 
 
 def _stack_column(columns: Sequence[Sequence[keras.Variable]], position: int) -> Tensor:

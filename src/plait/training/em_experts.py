@@ -9,7 +9,7 @@ from keras import ops
 from plait.losses.families import Family
 from plait.mixture.inputs import select_each
 from plait.training.linear_families import LinearFamily, LinearGaussian, linear_family
-from plait.training.redraw import input_specs, redrawn, restore, set_all, snapshot
+from plait.training.redraw import input_specs, redrawn, restore, snapshot
 from plait.training.regression import Array, with_intercept
 from plait.typing import Nested
 
@@ -141,8 +141,7 @@ class LinearExperts:
     def write(self) -> None:
         """Sets kernels and biases of the mixture's experts."""
         single = [each.astype("float32") for each in self.coefficients]
-        set_all(
-            self.mixture.state.bank,
+        self.mixture.state.bank.set_all(
             [
                 [each[:-1], each[-1]] if bias else [each]
                 for each, bias in zip(single, self.biases, strict=True)
@@ -236,8 +235,7 @@ class KerasExperts:
         bank = state.bank
         fed = select_each(input_specs(state), state.selectors)
         fed = fed * self.mixture.num_experts if len(fed) == 1 else fed
-        set_all(
-            bank,
+        bank.set_all(
             [
                 redrawn(bank.representative(i), bank.values(i), inputs, self.generator)
                 for i, inputs in enumerate(fed)

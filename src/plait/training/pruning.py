@@ -10,7 +10,6 @@ from plait.errors import message
 from plait.experts import copy_of
 from plait.mixture import Mixture
 from plait.mixture.gates import GateSpec
-from plait.training.redraw import set_all
 
 
 def _is_graph(layer: keras.layers.Layer) -> bool:
@@ -79,7 +78,7 @@ def prune(mixture: Mixture, experts: Iterable[int]) -> Mixture:
     )
     new.build_from_config(mixture.get_build_config())
     if state.ownership != "shared":
-        set_all(new.state.bank, [state.bank.values(expert) for expert in kept])
+        new.state.bank.set_all([state.bank.values(expert) for expert in kept])
     _carry_over(mixture.gate, new.gate, kept)
     if router is not None:
         _carry_over(router, new.router, kept)

@@ -1,4 +1,4 @@
-"""New first values for experts and gates, and the values of all experts read and set at once."""
+"""New first values for experts and gates, and snapshots of values."""
 
 import contextlib
 import random
@@ -10,7 +10,6 @@ from keras import ops
 
 from plait.compat import flat_layers, without_other_backends
 from plait.errors import message
-from plait.experts import ExpertBank, StackedRunner
 from plait.mixture.specs import output_specs, specs_of
 from plait.mixture.state import MixtureState
 from plait.typing import Nested, Tensor
@@ -71,22 +70,6 @@ def input_specs(state: MixtureState) -> Nested:
     """Returns symbolic inputs of a built mixture."""
     assert state.input_shape is not None  # it is built
     return specs_of(state.input_shape, state.input_dtype)
-
-
-def set_all(bank: ExpertBank, values: Sequence[Sequence[Tensor]]) -> None:
-    """Sets the variables of every expert; each stack of variables is written once.
-
-    Args:
-        bank: The experts.
-        values: For each expert, a value for each of its variables.
-    """
-    for positions, runner in bank.placed:
-        if isinstance(runner, StackedRunner):
-            columns = zip(*(values[position] for position in positions), strict=True)
-            for number, column in enumerate(columns):
-                runner.variables.write(number, np.stack([ops.convert_to_numpy(v) for v in column]))
-        else:
-            runner.set_values(0, values[positions[0]])
 
 
 def snapshot(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
