@@ -51,14 +51,14 @@ def group_of(
     present = [mask is not None for mask in masks or []]
 
     def run(mapped: list[Tensor], fed: Fed, segment: Tensor) -> tuple[Nested, list[Tensor]]:
-        own = seeds.join(mapped, shared)
+        joined = seeds.join(mapped, shared)
         if seeds.positions:
-            own = seeds.of_segment(own, segment)
+            joined = seeds.of_segment(joined, segment)
         full = None
         if any(present):
             given = iter(fed[1][part])
             full = [ops.cast(next(given), "bool") if there else None for there in present]
-        outcome = call_with(layer, variables, own, fed[0][part], full, training)
+        outcome = call_with(layer, variables, joined, fed[0][part], full, training)
         kept = []
         for mask in outcome.masks:
             if mask is not None:
@@ -70,19 +70,19 @@ def group_of(
 
 def with_all_masks(
     group: Group,
-    own: Sequence[int | None],
-    wanted: Sequence[int | None],
+    given_ranks: Sequence[int | None],
+    wanted_ranks: Sequence[int | None],
     dtypes: Sequence[str] | None,
 ) -> Group:
     """Returns a group whose function gives the masks, and the dtypes, that all groups give.
 
     Args:
         group: Some of a mixture's experts.
-        own: Ranks of the masks of their outputs, `None` for no mask.
-        wanted: Ranks of the masks that any of the groups gives.
+        given_ranks: Ranks of the masks of their outputs, `None` for no mask.
+        wanted_ranks: Ranks of the masks that any of the groups gives.
         dtypes: The outputs' dtypes, or `None` to leave them.
     """
-    if list(own) == list(wanted) and dtypes is None:
+    if list(given_ranks) == list(wanted_ranks) and dtypes is None:
         return group
     function = group.function
 
@@ -90,8 +90,8 @@ def with_all_masks(
         outputs, kept = function(*args)
         leaves, given = tree.flatten(outputs), iter(kept)
         masks = [
-            _of_rank(None if has is None else next(given), leaf, rank)
-            for leaf, has, rank in zip(leaves, own, wanted, strict=True)
+            _of_rank(None if present is None else next(given), leaf, rank)
+            for leaf, present, rank in zip(leaves, given_ranks, wanted_ranks, strict=True)
             if rank is not None
         ]
         if dtypes is not None:

@@ -114,13 +114,13 @@ class ExpertBank:
         Args:
             inputs: Symbolic inputs that all experts share, or one for each.
         """
-        found = []
+        specs = []
         for positions, runner in self.placed:
             layer = runner.representative()
             fed = _share(inputs, positions)
             for position, part in zip(positions, fed, strict=False):
-                found.append((position, layer.name, layer.compute_output_spec(part)))
-        return sorted(found, key=lambda entry: entry[0])
+                specs.append((position, layer.name, layer.compute_output_spec(part)))
+        return sorted(specs, key=lambda entry: entry[0])
 
     def run_all(
         self,
@@ -156,16 +156,16 @@ class ExpertBank:
             results.append(runner.run_all(fed, fed_masks, training, guard))
         order = [position for positions, _ in groups for position in positions]
         if len(results) == 1 and order == sorted(order):
-            found = [None if mask is None else ops.all(mask, axis=0) for mask in results[0].masks]
-            return Results(results[0].outputs, found, results[0].losses)
+            valid = [None if mask is None else ops.all(mask, axis=0) for mask in results[0].masks]
+            return Results(results[0].outputs, valid, results[0].losses)
         leaves = zip(*(tree.flatten(result.outputs) for result in results), strict=True)
         joined = [_in_order(column, order) for column in leaves]
-        found = [
+        valid = [
             combine_masks([None if mask is None else ops.all(mask, axis=0) for mask in column])
             for column in zip(*(result.masks for result in results), strict=True)
         ]
         outputs = tree.pack_sequence_as(results[0].outputs, joined)
-        return Results(outputs, found, [loss for result in results for loss in result.losses])
+        return Results(outputs, valid, [loss for result in results for loss in result.losses])
 
     def couples_rows(
         self,
@@ -259,11 +259,11 @@ class ExpertBank:
             for _, runner in plan.groups:
                 runner.after_dispatch()
         flags = iter(kept)
-        found = [
+        valid = [
             None if rank is None else _valid(next(flags), indices < self.num_experts)
             for rank in plan.mask_ranks
         ]
-        return Results(outputs, found, [])
+        return Results(outputs, valid, [])
 
     def _unless_refused(
         self, groups: Sequence[Placed], run: Callable[[], tuple[Nested, list[Tensor]]]
@@ -292,7 +292,7 @@ class _Seen(NamedTuple):
 class SharedBank(ExpertBank):
     """Experts that the caller owns, which may change between calls.
 
-    Which of them are alike is found anew when an attribute of one of their layers was changed.
+    Groups of alike experts are formed again once an attribute of one of their layers has changed.
 
     Args:
         experts: Built Keras layers or models.
@@ -401,13 +401,13 @@ def _plan_of(
     differ = any(len(set(kind)) > 1 for kind in kinds)
     order = [position for positions, _ in groups for position in positions]
     numbers = {position: number for number, position in enumerate(order)}
-    own = order == sorted(order)
+    in_order = order == sorted(order)
     return Plan(
         groups=groups,
         traits=traits,
         mask_ranks=_common_ranks(traits),
         dtypes=[keras.backend.result_type(*kind) for kind in kinds] if differ else None,
-        numbers=None if own else [*(numbers[p] for p in sorted(order)), len(order)],
+        numbers=None if in_order else [*(numbers[p] for p in sorted(order)), len(order)],
     )
 
 
@@ -419,8 +419,8 @@ def _share(values: Sequence[Item], positions: Sequence[int]) -> list[Item]:
     """Returns one value where some experts share it, else one for each of them."""
     if len(values) == 1:
         return list(values)
-    own = [values[position] for position in positions]
-    return own[:1] if all(value is own[0] for value in own) else own
+    chosen = [values[position] for position in positions]
+    return chosen[:1] if all(value is chosen[0] for value in chosen) else chosen
 
 
 def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:

@@ -64,16 +64,16 @@ def copy_with_weights(
         return copy
     if not copy.built:
         build(copy)
-    for own, original in zip(flat_layers(copy), flat_layers(layer), strict=False):
-        if own.trainable != original.trainable:
-            own.trainable = original.trainable
-        if hasattr(original, "save_assets") and hasattr(own, "load_assets"):
+    for new, original in zip(flat_layers(copy), flat_layers(layer), strict=False):
+        if new.trainable != original.trainable:
+            new.trainable = original.trainable
+        if hasattr(original, "save_assets") and hasattr(new, "load_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 original.save_assets(folder)
-                own.load_assets(folder)
-    for own, original in zip(copy.variables, layer.variables, strict=True):
-        own.assign(original.value)
-        own.trainable = original.trainable
+                new.load_assets(folder)
+    for new, original in zip(copy.variables, layer.variables, strict=True):
+        new.assign(original.value)
+        new.trainable = original.trainable
     refresh_adapted(copy)
     check_same(copy, layer)
     return copy
@@ -186,7 +186,7 @@ def _initializers(template: keras.layers.Layer) -> dict[int, keras.Initializer |
         for value in vars(layer).values()
         if isinstance(value, keras.Variable)
     }
-    found: dict[int, keras.Initializer | None] = {}
+    by_variable: dict[int, keras.Initializer | None] = {}
     for layer in layers:
         if not type(layer).__module__.startswith("keras."):
             continue
@@ -196,8 +196,8 @@ def _initializers(template: keras.layers.Layer) -> dict[int, keras.Initializer |
             given = next((getattr(layer, n) for n in names if hasattr(layer, n)), None)
             keras_own = type(given).__module__.startswith("keras.")
             if isinstance(given, keras.Initializer) and keras_own and id(variable) not in left_out:
-                found[id(variable)] = given if "seed" in given.get_config() else None
-    return found
+                by_variable[id(variable)] = given if "seed" in given.get_config() else None
+    return by_variable
 
 
 def _repeat(value: Tensor, num_experts: int) -> Tensor:

@@ -59,8 +59,8 @@ class Seeds:
         """Returns a value for each variable, in order, for one expert."""
         if not shared:
             return list(mapped)
-        found = dict(zip(self.mapped, mapped, strict=True)) | shared
-        return [found[position] for position in sorted(found)]
+        by_position = dict(zip(self.mapped, mapped, strict=True)) | shared
+        return [by_position[position] for position in sorted(by_position)]
 
     def of_segment(self, values: list[Tensor], segment: Tensor) -> list[Tensor]:
         """Returns the values with seeds of their own for a segment of rows."""

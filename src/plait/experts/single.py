@@ -46,8 +46,8 @@ class SingleExpert:
             return self._run_guarded(inputs[0], masks[0] if masks else None, training, used)
         fed = attach_masks(inputs[0], masks[0]) if masks else inputs[0]
         outputs = self.expert(fed, training=training)
-        found = [None if mask is None else mask[None] for mask in masks_of(outputs)]
-        return Results(tree.map_structure(lambda leaf: leaf[None], outputs), found, [])
+        output_masks = [None if mask is None else mask[None] for mask in masks_of(outputs)]
+        return Results(tree.map_structure(lambda leaf: leaf[None], outputs), output_masks, [])
 
     def _run_guarded(
         self, inputs: Nested, masks: list[Mask] | None, training: bool, used: Tensor
@@ -60,9 +60,9 @@ class SingleExpert:
         outcome = call_with(self.expert, variables, values, inputs, masks, training)
         for position, value in outcome.updates.items():
             variables[position].assign(value)
-        found = [None if mask is None else mask[None] for mask in outcome.masks]
+        output_masks = [None if mask is None else mask[None] for mask in outcome.masks]
         outputs = tree.map_structure(lambda leaf: leaf[None], outcome.outputs)
-        return Results(outputs, found, [])
+        return Results(outputs, output_masks, [])
 
     def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
         """Returns the expert as a group of one; see `ExpertRunner.dispatched`."""

@@ -45,9 +45,9 @@ class StackedRunner:
         self.layer = layer
         self.num_experts = variables.num_experts
         self.variables = variables
-        self.own = list(layer.variables)
+        self.layer_variables = list(layer.variables)
         self.vectorized = vectorized
-        self.seeds = {share: Seeds(self.own, share) for share in (False, True)}
+        self.seeds = {share: Seeds(self.layer_variables, share) for share in (False, True)}
 
     def representative(self) -> keras.layers.Layer:
         """Returns the layer that is called in place of all."""
@@ -73,20 +73,22 @@ class StackedRunner:
             mapped, shared = seeds.split(values)
 
             def one(slices: Nested) -> Nested:
-                own = seeds.join(slices[0], shared)
+                joined = seeds.join(slices[0], shared)
                 inputs, masks = slices[1] if each else common
-                outcome = call_with(self.layer, self.own, own, inputs, masks, training)
+                outcome = call_with(
+                    self.layer, self.layer_variables, joined, inputs, masks, training
+                )
                 updates = {str(position): value for position, value in outcome.updates.items()}
                 return outcome.outputs, outcome.masks, updates, outcome.losses
 
             return self._for_all(one, (mapped, fed), vectorized), shared
 
-        (outputs, found, updates, losses), shared = self._unless_refused(run)
+        (outputs, output_masks, updates, losses), shared = self._unless_refused(run)
         for position, value in ((int(name), value) for name, value in updates.items()):
             if position in shared:  # one stream of draws moved on, and with it every expert's
                 value = values[position] + (value - shared[position])
             self.variables.write(position, value)
-        return Results(outputs, found, [ops.sum(loss) for loss in losses])
+        return Results(outputs, output_masks, [ops.sum(loss) for loss in losses])
 
     def _for_all(
         self, function: Callable[[Nested], Nested], mapped: Nested, vectorized: bool
@@ -156,7 +158,7 @@ class StackedRunner:
         vectorized = self.vectorized and count > 1
         return group_of(
             self.layer,
-            self.own,
+            self.layer_variables,
             self.seeds[vectorized and not maps_seeds],
             values,
             num_experts=count,
@@ -168,7 +170,7 @@ class StackedRunner:
 
     def after_dispatch(self) -> None:
         """Moves the seeds on, so that the next step draws anew."""
-        positions = seed_positions(self.own)
+        positions = seed_positions(self.layer_variables)
         values = self.variables.read() if positions else []
         for position in positions:
             self.variables.write(position, advanced(values[position]))

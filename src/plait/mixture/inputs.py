@@ -91,13 +91,13 @@ def select_each(inputs: Nested, chosen: Sequence[Selector]) -> list[Nested]:
     if list(chosen) == [None]:
         return [inputs]
     parts: dict[str, Nested] = {}
-    found = []
+    selected = []
     for position, selector in enumerate(chosen):
         key = repr(selector)
         if key not in parts:
             parts[key] = select(inputs, selector, f"expert {position}")
-        found.append(parts[key])
-    return found
+        selected.append(parts[key])
+    return selected
 
 
 def to_config(selector: Selector) -> Nested:

@@ -94,21 +94,21 @@ def _shared_layers(experts: list[keras.layers.Layer]) -> list[list[Any]]:
         Quadruples: expert, name of its layer, earlier expert, name of the layer there.
     """
     owners: dict[int, tuple[int, str]] = {}
-    found = []
+    entries = []
     for position, expert in enumerate(experts):
         if not _is_graph(expert) or any(expert is other for other in experts[:position]):
             continue
         for layer in expert.layers:
             first = owners.setdefault(id(layer), (position, layer.name))
             if first[0] != position and layer.variables:
-                found.append([position, layer.name, *first])
-    return found
+                entries.append([position, layer.name, *first])
+    return entries
 
 
 def _share_layers(
     experts: list[keras.layers.Layer], shared: list[list[Any]]
 ) -> list[keras.layers.Layer]:
-    """Returns experts whose layers are one again where `_shared_layers` found them to be."""
+    """Returns experts whose layers are one again as `_shared_layers` lists them."""
     made = list(experts)
     for position in sorted({entry[0] for entry in shared}):
         of_expert = {
@@ -153,14 +153,14 @@ def check_table(mixture: "Mixture", store: Any) -> None:
                 "Load a file that save_weights of a plait.Mixture wrote",
             )
         )
-    found = json.loads(np.asarray(store[_EXPERTS]).tobytes().decode())
+    in_file = json.loads(np.asarray(store[_EXPERTS]).tobytes().decode())
     wanted = _table(mixture)
-    if len(found) != len(wanted):
-        raise _mismatch(f"{len(wanted)} experts", f"a file of {len(found)} experts")
-    names, present = [e["name"] for e in found], [e["name"] for e in wanted]
+    if len(in_file) != len(wanted):
+        raise _mismatch(f"{len(wanted)} experts", f"a file of {len(in_file)} experts")
+    names, present = [e["name"] for e in in_file], [e["name"] for e in wanted]
     if names != present and sorted(names) == sorted(present) and len(set(names)) == len(names):
         raise _mismatch(f"experts in the order {present}", f"a file with the order {names}")
-    for position, (theirs, ours) in enumerate(zip(found, wanted, strict=True)):
+    for position, (theirs, ours) in enumerate(zip(in_file, wanted, strict=True)):
         if theirs["shapes"] != ours["shapes"]:
             raise _mismatch(
                 f"expert {position} ({ours['name']!r}) with variables of shapes {ours['shapes']}",
