@@ -10,6 +10,7 @@ from keras import ops, tree
 
 from plait.compat import flat_layers
 from plait.experts.dispatch import fed_to_groups, with_all_masks
+from plait.ops.tracing import runs_one_by_one
 from plait.experts.runner import ExpertRunner, Results, Rows
 from plait.experts.seeds import draws
 from plait.experts.signature import alike, contents
@@ -303,7 +304,7 @@ class SharedBank(ExpertBank):
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call; see `ExpertBank.groups`."""
-        single = self.execution == "loop" or self.num_experts == 1
+        single = self.execution == "loop" or self.num_experts == 1 or runs_one_by_one()
         if self.execution == "auto" and not dispatched:
             single = single or not self._stacking_pays()
         if dispatched or not single:

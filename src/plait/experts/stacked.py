@@ -8,6 +8,7 @@ import keras
 from keras import ops, tree
 
 from plait.experts.dispatch import group_of
+from plait.ops.tracing import runs_one_by_one
 from plait.experts.functional_call import call_with
 from plait.experts.runner import Results, Rows
 from plait.experts.seeds import DRAWS_PER_CALL, Seeds, seed_positions
@@ -113,7 +114,7 @@ class StackedRunner:
 
     def _unless_refused(self, run: Callable[[bool], Result]) -> Result:
         """Returns `run(True)`, or `run(False)` where the backend cannot vectorise the experts."""
-        if not self.vectorized:
+        if not self.vectorized or runs_one_by_one():
             return run(False)
         try:
             return run(True)

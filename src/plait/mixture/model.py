@@ -11,6 +11,7 @@ from keras import ops, tree
 
 from plait import routers
 from plait.compat import UntrackedList, attach_masks, is_functional, masks_of
+from plait.ops.tracing import runs_every_expert
 from plait.mixture import gates, introspection, optimizers, serialization
 from plait.mixture.build import (
     build,
@@ -241,7 +242,7 @@ class Mixture(PartsModel):
     def _may_dispatch(self, routing: Routing, fed: Fed, training: bool) -> bool:
         """Whether experts run on the rows that chose them alone."""
         state = self.state
-        if not state.dispatches or self.needs_parts():
+        if not state.dispatches or self.needs_parts() or runs_every_expert():
             return False
         rank = len(routing.weights.shape) - 1
         rows = fed.inputs if rank == 1 else [as_rows(part, rank) for part in fed.inputs]
