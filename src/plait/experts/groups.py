@@ -21,6 +21,7 @@ from plait.experts.variables import SharedVariables
 from plait.ops import backend
 from plait.ops.combine import combine_masks
 from plait.ops.dispatch import apply_groups
+from plait.ops.tracing import runs_one_by_one
 from plait.typing import Mask, Nested, Tensor
 
 Item = TypeVar("Item")
@@ -313,7 +314,7 @@ class SharedBank(ExpertBank):
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call; see `ExpertBank.groups`."""
-        single = self.execution == "loop" or self.num_experts == 1
+        single = self.execution == "loop" or self.num_experts == 1 or runs_one_by_one()
         if self.execution == "auto" and not dispatched:
             single = single or not self._stacking_pays()
         if dispatched or not single:

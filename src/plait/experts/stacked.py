@@ -23,6 +23,7 @@ from plait.ops.backend import (
     unstack,
     vectorized_map,
 )
+from plait.ops.tracing import runs_one_by_one
 from plait.typing import Mask, Nested, Tensor
 
 Result = TypeVar("Result")
@@ -117,7 +118,7 @@ class StackedRunner:
 
     def _unless_refused(self, run: Callable[[bool], Result]) -> Result:
         """Returns `run(True)`, or `run(False)` where the backend cannot vectorise the experts."""
-        if not self.vectorized:
+        if not self.vectorized or runs_one_by_one():
             return run(False)
         try:
             return run(True)

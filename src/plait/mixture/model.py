@@ -39,6 +39,7 @@ from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.combine import merge_chosen, merge_stacked
 from plait.ops.routing import Routing
 from plait.ops.shapes import map_shapes
+from plait.ops.tracing import runs_every_expert
 from plait.typing import Config, Nested, Shape, Shapes
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class Mixture(PartsModel):
     def _may_dispatch(self, routing: Routing, fed: Fed, training: bool) -> bool:
         """Whether experts run on the rows that chose them alone."""
         state = self.state
-        if not state.dispatches or self.needs_parts():
+        if not state.dispatches or self.needs_parts() or runs_every_expert():
             return False
         rank = len(routing.weights.shape) - 1
         rows = fed.inputs if rank == 1 else [as_rows(part, rank) for part in fed.inputs]

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from plait.compat import register_optimizers, with_public_optimizers
 from plait.losses import MixtureObjective, ObjectiveState
 from plait.mixture.forward import Parts
 from plait.typing import Config, Nested, Shape, Tensor
@@ -33,6 +34,7 @@ class PartsModel(keras.Model):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
+        register_optimizers()  # before a model around this one is saved, or compiled from a file
         self.objective_state = ObjectiveState(name="objective")
         self.objective_state.built = True
         self._parts = PartsHolder()
@@ -114,15 +116,17 @@ class PartsModel(keras.Model):
         return _predicts.get()
 
     def get_compile_config(self) -> Config | None:
-        """Returns what `compile` was given, for a file."""
+        """Returns what `compile` was given, for a file that any backend may read."""
         config = super().get_compile_config()
+        config = config and with_public_optimizers(config)
         if config and self.objective is not None:
             config = {**config, "loss": keras.saving.serialize_keras_object(self.objective)}
         return config
 
     def compile_from_config(self, config: Config) -> None:
         """Compiles as the saved model was, with the optimizer's state ready to be loaded."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        # A file may name classes of one backend where an earlier version wrote it.
+        self.compile(**keras.saving.deserialize_keras_object(with_public_optimizers(config)))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from keras import ops, tree
 
 from plait.ops import backend
+from plait.ops.tracing import runs_every_expert
 from plait.typing import Count, Nested, Tensor
 
 __all__ = ["apply_experts", "apply_groups", "capacity", "keep_within_capacity"]
@@ -224,8 +225,11 @@ def keep_within_capacity(
     """
     indices = ops.cast(indices, "int32")
     expert = ops.reshape(indices, (-1,))
-    offsets = _offsets(expert, num_experts)
     filled = expert < num_experts
+    if runs_every_expert():
+        kept = filled & (_number_ahead(expert, weights) < capacity)
+        return ops.reshape(kept, ops.shape(indices))
+    offsets = _offsets(expert, num_experts)
 
     def heaviest() -> Tensor:
         heavy = ops.argsort(-ops.reshape(ops.convert_to_tensor(weights), (-1,)))
@@ -240,6 +244,19 @@ def keep_within_capacity(
     else:
         kept = heaviest()
     return ops.reshape(kept, ops.shape(indices))
+
+
+def _number_ahead(expert: Tensor, weights: Tensor) -> Tensor:
+    """Returns how many choices of the same expert come before each: heavier, or as heavy, earlier.
+
+    By comparing all with all, as few runtimes take the sorts.
+    """
+    weights = ops.reshape(ops.convert_to_tensor(weights), (-1,))
+    place = ops.cumsum(ops.ones_like(expert))
+    same = ops.equal(expert[None], expert[:, None])
+    as_heavy = ops.logical_and(ops.equal(weights[None], weights[:, None]), place[None] < place[:, None])
+    ahead = ops.logical_and(same, ops.logical_or(weights[None] > weights[:, None], as_heavy))
+    return ops.sum(ops.cast(ahead, "int32"), axis=-1)
 
 
 def capacity(num_rows: Count, num_selected: int, num_experts: int, factor: float) -> Count:

@@ -15,6 +15,7 @@ from keras import ops
 
 from plait.ops.combine import at_least_float32, lowest
 from plait.ops.dispatch import keep_within_capacity
+from plait.ops.tracing import runs_every_expert
 from plait.typing import Count, Mask, Tensor
 
 
@@ -186,11 +187,35 @@ def top_k(logits: Tensor, k: int, bias: Tensor | None = None, renormalize: bool 
     logits, nan = _nan_apart(at_least_float32(logits))
     num_experts = logits.shape[-1]
     order = logits if bias is None else logits + ops.cast(bias, logits.dtype)
-    largest, indices = ops.top_k(ops.stop_gradient(order), k)
+    largest, indices = _largest(ops.stop_gradient(order), k)
     indices = ops.where(excluded(largest), num_experts, ops.cast(indices, "int32"))
     keep = chosen(indices, num_experts)
     weights = masked_softmax(logits, keep) if renormalize else _zero_unless(keep, softmax(logits))
     return Routing(weights + nan, indices)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest scores of each row and their positions; among equals the first."""
+    if not runs_every_expert():
+        return ops.top_k(scores, k)
+    # Of sorts and of `top_k` some runtimes take the one, some the other; comparisons all take.
+    experts = ops.arange(scores.shape[-1], dtype="int32")
+    left, right = ops.expand_dims(scores, -1), ops.expand_dims(scores, -2)
+    earlier = ops.expand_dims(experts, -1) > experts
+    ahead = ops.logical_or(right > left, ops.logical_and(ops.equal(right, left), earlier))
+    rank = ops.expand_dims(ops.sum(ops.cast(ahead, "int32"), axis=-1), -2)
+    placed = ops.equal(rank, ops.expand_dims(ops.arange(k, dtype="int32"), -1))
+    largest = ops.sum(ops.where(placed, ops.expand_dims(scores, -2), 0.0), axis=-1)
+    return largest, ops.sum(ops.where(placed, experts, 0), axis=-1)
+
+
+def _weights_of(weights: Tensor, indices: Tensor) -> Tensor:
+    """Returns the weight `(n, k)` of each choice; of an empty slot any number."""
+    num_experts = weights.shape[-1]
+    if not runs_every_expert():
+        return ops.take_along_axis(weights, ops.minimum(indices, num_experts - 1), axis=-1)
+    named = ops.equal(ops.expand_dims(indices, -1), ops.arange(num_experts, dtype="int32"))
+    return ops.sum(ops.where(named, ops.expand_dims(weights, -2), 0.0), axis=-1)
 
 
 def within_capacity(routing: Routing, capacity: Count, mask: Mask = None) -> tuple[Routing, Tensor]:
@@ -224,7 +249,7 @@ def within_capacity(routing: Routing, capacity: Count, mask: Mask = None) -> tup
     shape = ops.shape(indices)
     rows = ops.reshape(indices, (-1, shape[-1]))
     flat = ops.reshape(ops.stop_gradient(weights), (-1, num_experts))
-    priority = ops.take_along_axis(flat, ops.minimum(rows, num_experts - 1), axis=-1)
+    priority = _weights_of(flat, rows)
     kept = ops.reshape(keep_within_capacity(rows, priority, num_experts, capacity), shape)
     overflowed = ops.logical_and(ops.logical_not(kept), indices < num_experts)
     indices = ops.where(kept, indices, num_experts)
