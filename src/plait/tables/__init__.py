@@ -1,7 +1,9 @@
-"""Tables: files of columns in, the matrix a model reads, and layers that carry the schema."""
+"""Tables: files of columns in, the matrix a model reads and models that carry the schema."""
 
-from plait.tables.encoder import TableEncoder, TableInput
-from plait.tables.matrix import infer, matrix, target
+from plait.encoding import Baseline, Column, Schema, TableEncoder, TableInput, agree
+from plait.tables.findings import Findings
+from plait.tables.inference import doubts, infer
+from plait.tables.matrix import matrix, target
 from plait.tables.model import (
     TableModel,
     as_table_model,
@@ -13,11 +15,11 @@ from plait.tables.model import (
 )
 from plait.tables.output import check_output, replacing
 from plait.tables.reading import read, read_batches
-from plait.tables.schema import Baseline, Column, Schema, agree
 
 __all__ = [
     "Baseline",
     "Column",
+    "Findings",
     "Schema",
     "TableEncoder",
     "TableInput",
@@ -26,6 +28,7 @@ __all__ = [
     "as_table_model",
     "assemble",
     "check_output",
+    "doubts",
     "finished",
     "infer",
     "load",

@@ -10,9 +10,9 @@ import numpy as np
 
 from plait.errors import message
 from plait.mixture import Mixture
-from plait.tables.encoder import TableEncoder, TableInput
+from plait.encoding import TableEncoder, TableInput
 from plait.tables.output import replacing
-from plait.tables.schema import Schema
+from plait.encoding import Schema
 
 
 class TableModel(NamedTuple):
@@ -100,7 +100,7 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
         with warnings.catch_warnings():
             # Keras warns of optimizer state that it cannot restore; nothing here trains it on.
             warnings.simplefilter("ignore")
-            return keras.saving.load_model(path)
+            model = keras.saving.load_model(path)
     except Exception as error:  # zipfile, h5py, json and Keras each raise their own
         text = " ".join(str(error).split())
         detail = text if len(text) <= 160 else text[:159] + "…"
@@ -111,6 +111,21 @@ def load_keras(path: str | os.PathLike[str]) -> keras.Model:
                 "Write it again, or import and register its custom layers",
             )
         ) from error
+    broken = [
+        variable.path
+        for variable, value in zip(model.weights, model.get_weights(), strict=True)
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all()
+    ]
+    if broken:
+        raise ValueError(
+            message(
+                f"{str(path)!r} must hold finite weights",
+                f"NaN or infinity in {len(broken)} of {len(model.weights)} variables, the first "
+                f"{broken[0]!r}",
+                "Train the model again, with a lower learning rate",
+            )
+        )
+    return model
 
 
 def as_table_model(model: keras.Model) -> TableModel | None:

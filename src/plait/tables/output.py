@@ -58,6 +58,8 @@ def check_output(path: str | os.PathLike[str], suffix: str | None = None) -> pat
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives a temporary path in the same folder, which becomes `path` only if nothing is raised.
 
+    A symbolic link stays one: the file that it names is replaced.
+
     Example:
     >>> import pathlib, tempfile
     >>> from plait.tables import replacing
@@ -67,7 +69,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     >>> [file.name for file in folder.iterdir()], (folder / "a.txt").read_text()
     (['a.txt'], 'whole')
     """
-    path = check_output(path)
+    path = pathlib.Path(os.path.realpath(check_output(path)))
+    check_output(path)
     with tempfile.TemporaryDirectory(prefix=".plait-", dir=path.parent) as folder:
         beside = pathlib.Path(folder) / path.name
         yield beside

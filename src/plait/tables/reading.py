@@ -1,8 +1,13 @@
 """Tables from files: CSV, Parquet and NPZ, whole or in batches of constant memory."""
 
+import collections
 import contextlib
+import difflib
+import gzip
 import os
 import pathlib
+import re
+import zlib
 from collections.abc import Generator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,48 +25,58 @@ _MISSING = ["", "NaN", "nan", "NA", "N/A", "NULL", "null"]
 _CSV: dict[str, Any] = {
     "encoding": "utf-8-sig",
     "keep_default_na": False,
-    "na_values": _MISSING,
+    "na_filter": False,
     "skipinitialspace": True,
+    "header": None,
+    "index_col": False,
+    "dtype": str,
 }
 _MAGIC = {".parquet": b"PAR1", ".npz": b"PK\x03\x04"}
 _KINDS = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a zip or NPZ file", b"\x1f\x8b": "gzip"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+# Digits that a number would not print back: 007 becomes 7.
+_PADDED = re.compile(r"[+-]?0\d+")
+_EXACT = 2**53  # integers above it are not all different as floats
 
-ENDINGS = (".csv", ".parquet", ".npz")
+ENDINGS = (".csv", ".csv.gz", ".npz", ".parquet", ".tsv", ".tsv.gz")
 
 
 def read(path: str | os.PathLike[str], texts: Sequence[str] = ()) -> "pd.DataFrame":
     r"""Reads a whole table.
 
     Columns of a CSV file that hold numbers in every row come back as numbers, all others as texts
-    exactly as they stand in the file. In an NPZ file each array with one axis is a column, and an
-    array `x` of shape `(b, d)` gives the columns `x0`, `x1`, …
+    exactly as they stand in the file. Digits that would not print back the same stay texts: 007,
+    and integers beyond 2^53. In an NPZ file each array with one axis is a column, and an
+    array `x` of shape `(b, d)` gives the columns `x0`, `x1`, … A folder is read as the Parquet
+    files in it; folders named `column=value` are a column.
 
     Args:
-        path: A file that ends in `.csv`, `.parquet` or `.npz`.
+        path: A file that ends in one of `ENDINGS`, or a folder of Parquet files.
         texts: Columns to leave as texts even if every cell is a number.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, or is not what its ending says.
+        ValueError: If the file is empty, is not what its ending says, or has two columns of one
+            name.
 
     Example:
     >>> import pathlib, tempfile
     >>> from plait.tables import read
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "t.csv"
-    >>> _ = path.write_text("age,sex\n40,f\n50,m\n")
+    >>> _ = path.write_text("age,sex,code\n40,f,007\n50,m,010\n")
     >>> frame = read(path)
-    >>> list(frame.columns), frame["age"].tolist(), frame["sex"].tolist()
-    (['age', 'sex'], [40, 50], ['f', 'm'])
+    >>> frame["age"].tolist(), frame["sex"].tolist(), frame["code"].tolist()
+    ([40, 50], ['f', 'm'], ['007', '010'])
     """
     path = _checked(path)
-    if path.suffix == ".parquet":
+    ending = _ending(path)
+    if ending == ".parquet":
         frame = _parquet(path)
-    elif path.suffix == ".npz":
+    elif ending == ".npz":
         frame = _npz(path)
     else:
-        with path.open("rb") as stream:
-            (frame,) = _csv_batches(stream, str(path), {"dtype": str})
-        frame = _numbers(frame, texts)
+        with _open(path) as stream:
+            (frame,) = _csv_batches(stream, str(path), _SEPARATORS[ending[:4]], texts, None)
     if not len(frame):
         raise ValueError(_empty(str(path)))
     return frame
@@ -84,20 +99,19 @@ def read_batches(
         FileNotFoundError: If there is no such file.
         ValueError: If the table is empty, or is not what its ending says.
     """
-    options = {"dtype": dict.fromkeys(texts, str), "chunksize": rows}
     if not isinstance(source, str | os.PathLike):
-        frames = _csv_batches(source, "standard input", options)
         name = "standard input"
+        frames = _csv_batches(source, name, ",", texts, rows)
     else:
         path = _checked(source)
-        name = str(path)
-        if path.suffix == ".csv":
-            frames = _csv_file_batches(path, options)
-        elif path.suffix == ".parquet":
+        name, ending = str(path), _ending(path)
+        if ending == ".parquet":
             frames = _parquet_batches(path, rows)
-        else:
+        elif ending == ".npz":
             whole = _npz(path)
             frames = (whole[i : i + rows] for i in range(0, len(whole), rows))
+        else:
+            frames = _csv_file_batches(path, _SEPARATORS[ending[:4]], texts, rows)
     some = False
     with contextlib.closing(frames):
         for frame in frames:
@@ -108,25 +122,58 @@ def read_batches(
         raise ValueError(_empty(name))
 
 
+def _ending(path: pathlib.Path) -> str:
+    """Returns which of `ENDINGS` a path has; a folder is one of Parquet files."""
+    if path.is_dir():
+        return ".parquet"
+    return next((end for end in sorted(ENDINGS, key=len)[::-1] if path.name.endswith(end)), "")
+
+
+def _open(path: pathlib.Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
 def _checked(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path)
-    if path.suffix not in ENDINGS:
+    if path.is_dir():
+        if not _parquet_files(path):
+            raise ValueError(
+                message(
+                    "A folder that is a table holds .parquet files",
+                    f"{str(path)!r}, which holds none",
+                    "Check the path",
+                )
+            )
+        return path
+    ending = _ending(path)
+    if not ending:
         raise ValueError(
             message(
-                f"A table is a file that ends in {', '.join(ENDINGS)}",
+                f"A table is a file that ends in {', '.join(ENDINGS)}, or a folder of .parquet "
+                "files",
                 repr(str(path)),
                 "Convert or rename it",
             )
         )
     if not path.is_file():
+        near = _near(path)
         raise FileNotFoundError(
-            message("A table must exist", f"{str(path)!r}, which is no file", "Check the path")
+            message(
+                "A table must exist",
+                f"{str(path)!r}, which is no file",
+                f"Did you mean {near!r}" if near else "Check the path",
+            )
         )
-    with path.open("rb") as stream:
-        start = stream.read(1024)
-    if not start:
+    if not path.stat().st_size:
         raise ValueError(_empty(str(path)))
-    magic = _MAGIC.get(path.suffix)
+    try:
+        with _open(path) as stream:
+            start = stream.read(1024)
+    except (OSError, EOFError, zlib.error) as error:
+        if path.suffix != ".gz" or isinstance(error, PermissionError):
+            raise
+        raise ValueError(_not_what_it_says(path, "is no whole gzip file")) from error
+    magic = _MAGIC.get(ending)
     is_text = b"\x00" not in start and not any(start.startswith(kind) for kind in _KINDS)
     if not (start.startswith(magic) if magic else is_text):
         looks = next((_KINDS[kind] for kind in _KINDS if start.startswith(kind)), None)
@@ -134,28 +181,42 @@ def _checked(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _csv_file_batches(path: pathlib.Path, options: dict[str, Any]) -> Frames:
-    with path.open("rb") as stream:
-        yield from _csv_batches(stream, str(path), options)
+def _near(path: pathlib.Path) -> str | None:
+    """Returns the name of a file beside a missing one that is spelled much like it."""
+    with contextlib.suppress(OSError):
+        names = [other.name for other in path.parent.iterdir() if _ending(other)]
+        found = nearest(path.name, names)
+        return None if found is None else str(path.with_name(found))
+    return None
 
 
-def _csv_batches(stream: IO[bytes], name: str, options: dict[str, Any]) -> Frames:
+def _csv_file_batches(
+    path: pathlib.Path, separator: str, texts: Sequence[str], rows: int
+) -> Frames:
+    with _open(path) as stream:
+        yield from _csv_batches(stream, str(path), separator, texts, rows)
+
+
+def _csv_batches(
+    stream: IO[bytes], name: str, separator: str, texts: Sequence[str], rows: int | None
+) -> Frames:
+    """Yields tables, empty cells as NaN; all rows at once if `rows` is `None`."""
     pandas = need_pandas()
     remedy = "Save it as comma-separated text in UTF-8, with one header line"
+    first = 0
     try:
-        found = pandas.read_csv(stream, low_memory=False, **_CSV, **options)
-        with contextlib.nullcontext([found]) if "chunksize" not in options else found as frames:
+        # The header is read as the first row: pandas would rename columns of one name.
+        found = pandas.read_csv(stream, sep=separator, chunksize=rows, **_CSV)
+        names: list[str] | None = None
+        with contextlib.nullcontext([found]) if rows is None else found as frames:
             for frame in frames:
-                # A longer first row makes pandas take its first cells for row labels.
-                if not isinstance(frame.index, pandas.RangeIndex):
-                    raise ValueError(
-                        message(
-                            f"Every row of {name} must have as many cells as the header",
-                            f"rows with more than {frame.shape[1]}",
-                            "Name all columns, or remove trailing commas",
-                        )
-                    )
-                yield frame
+                if names is None:
+                    names = _header(frame.iloc[0].tolist(), name)
+                    frame = frame.iloc[1:]
+                frame.columns = names
+                frame.index = range(first, first + len(frame))
+                first += len(frame)
+                yield _numbers(frame.mask(frame.isin(_MISSING)), texts)
     except pandas.errors.EmptyDataError as error:
         raise ValueError(_empty(name)) from error
     except pandas.errors.ParserError as error:
@@ -167,44 +228,96 @@ def _csv_batches(stream: IO[bytes], name: str, options: dict[str, Any]) -> Frame
         raise ValueError(
             message(f"{name} must be text in UTF-8", f"{error.reason}", remedy)
         ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            message(f"{name} must be a whole gzip file", str(error), "Write it again")
+        ) from error
+
+
+def _header(cells: list[Any], name: str) -> list[str]:
+    """Returns the columns' names; one without a name gets pandas' name for it."""
+    names = [str(cell) if str(cell) else f"Unnamed: {i}" for i, cell in enumerate(cells)]
+    _different(names, name)
+    return names
+
+
+def _different(names: Sequence[str], name: str) -> None:
+    """Raises if two columns have one name."""
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(
+            message(
+                "Columns of a table must have different names",
+                f"{', '.join(map(repr, twice[:8]))} more than once in {name}",
+                "Rename or remove all but one",
+            )
+        )
 
 
 def _numbers(frame: "pd.DataFrame", texts: Sequence[str]) -> "pd.DataFrame":
     """Turns columns of texts into numbers where every cell that is not empty is one."""
     pandas = need_pandas()
+    types = pandas.api.types
     columns = {}
-    for i, name in enumerate(frame.columns):
-        column = frame.iloc[:, i]
+    for name in frame.columns:
+        column = frame[name]
+        columns[name] = column
+        if name in texts or types.is_numeric_dtype(column.dtype):
+            continue
+        if types.infer_dtype(column, skipna=True) not in ("string", "empty"):
+            continue
         try:
-            columns[name] = column if name in texts else pandas.to_numeric(column)
+            numbers = pandas.to_numeric(column)
         except (ValueError, TypeError):
-            columns[name] = column
+            continue
+        whole = types.is_integer_dtype(numbers.dtype) or not types.is_float_dtype(numbers.dtype)
+        if not any(map(_PADDED.fullmatch, column.dropna().unique())) and not (
+            whole and (numbers.astype("float64").abs() > _EXACT).any()
+        ):
+            columns[name] = numbers
     return pandas.DataFrame(columns, index=frame.index)
 
 
+def _parquet_files(folder: pathlib.Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*.parquet") if path.is_file())
+
+
+def _parquet_data(path: pathlib.Path) -> Any:
+    """Returns a Parquet file, or a folder of them, as a pyarrow data set."""
+    need_pandas()
+    import pyarrow.dataset
+
+    files = _parquet_files(path) if path.is_dir() else [str(path)]
+    base = str(path if path.is_dir() else path.parent)
+    data = pyarrow.dataset.dataset(
+        files, format="parquet", partitioning="hive", partition_base_dir=base
+    )
+    _different(data.schema.names, str(path))
+    return data
+
+
 def _parquet(path: pathlib.Path) -> "pd.DataFrame":
-    pandas = need_pandas()
+    need_pandas()
     import pyarrow
 
     try:
-        return pandas.read_parquet(path, engine="pyarrow").reset_index(drop=True)
-    except pyarrow.ArrowException as error:
+        return _parquet_data(path).to_table().to_pandas().reset_index(drop=True)
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(_not_what_it_says(path, "is damaged")) from error
 
 
 def _parquet_batches(path: pathlib.Path, rows: int) -> Frames:
     need_pandas()
     import pyarrow
-    import pyarrow.parquet
 
     first = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(rows):
+        for batch in _parquet_data(path).to_batches(batch_size=rows):
             frame = batch.to_pandas()
             frame.index = range(first, first + len(frame))
             first += len(frame)
             yield frame
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(_not_what_it_says(path, "is damaged")) from error
 
 
@@ -220,7 +333,9 @@ def _npz(path: pathlib.Path) -> "pd.DataFrame":
         if array.ndim == 1:
             columns[name] = array
         elif array.ndim == 2:
-            columns |= {f"{name}{j}": array[:, j] for j in range(array.shape[1])}
+            parts = {f"{name}{j}": array[:, j] for j in range(array.shape[1])}
+            _different([*columns, *parts], str(path))
+            columns |= parts
         else:
             raise ValueError(
                 message(
@@ -250,11 +365,25 @@ def _empty(name: str) -> str:
 
 
 def _not_what_it_says(path: pathlib.Path, finding: str) -> str:
+    kind = _ending(path)
     return message(
-        f"A file that ends in {path.suffix} must hold {path.suffix[1:].upper()} data",
+        f"A file that ends in {kind} must hold {kind[1:].split('.')[0].upper()} data",
         f"{str(path)!r}, which {finding}",
         "Rename it to what it is, or write it again",
     )
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """Returns the name that is spelled most like another, if one is near.
+
+    Example:
+    >>> from plait.tables.reading import nearest
+    >>> nearest("Age", ["age", "sex"]), nearest("colour", ["age", "sex"])
+    ('age', None)
+    """
+    lower = {other.lower(): other for other in names}
+    found = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
 
 
 def need_pandas() -> Any:
@@ -268,4 +397,4 @@ def need_pandas() -> Any:
     return pandas
 
 
-__all__ = ["ENDINGS", "need_pandas", "read", "read_batches"]
+__all__ = ["ENDINGS", "nearest", "need_pandas", "read", "read_batches"]

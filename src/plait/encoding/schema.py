@@ -8,20 +8,26 @@ import numpy as np
 from plait.errors import message
 
 TASKS = ("classification", "regression")
+PARTS = ("year", "month", "day", "weekday", "hour")
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One feature column.
+    """One feature column of the matrix that a model reads.
 
     Args:
-        name: The column's name in the table.
-        categories: The texts it may hold, in the order of their codes; `None` for numbers.
+        name: The column's name, also where it is part of a date: `"day (month)"`.
+        categories: The texts it may hold, in the order of their codes; `None` for numbers. The
+            empty text stands for an empty cell.
         mean: What is subtracted from a number.
         scale: What a number is divided by, above zero.
+        fill: What stands in for a missing number; `None` refuses it.
+        optional: Whether a second feature says that the number is missing.
+        source: The table's column it is read from, if that has another name.
+        part: The part of a date or time, one of `PARTS`, if it is one.
 
     Example:
-    >>> from plait.tables import Column
+    >>> from plait.encoding import Column
     >>> Column("colour", categories=("blue", "red")).width
     2
     """
@@ -30,11 +36,20 @@ class Column:
     categories: tuple[str, ...] | None = None
     mean: float = 0.0
     scale: float = 1.0
+    fill: float | None = None
+    optional: bool = False
+    source: str = ""
+    part: str = ""
+
+    @property
+    def table_name(self) -> str:
+        """The table's column it is read from."""
+        return self.source or self.name
 
     @property
     def width(self) -> int:
         """How many features the column becomes."""
-        return 1 if self.categories is None else len(self.categories)
+        return 1 + self.optional if self.categories is None else len(self.categories)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +82,10 @@ class Schema:
         center: Mean of a regression target in the training data.
         spread: Its standard deviation.
         baseline: The best single expert and the best constant weights, once known.
+        record: How the model was made, in JSON values: options, versions, what else was tried.
 
     Example:
-    >>> from plait.tables import Column, Schema
+    >>> from plait.encoding import Column, Schema
     >>> columns = (Column("age", mean=40.0, scale=10.0),)
     >>> schema = Schema(columns, "sex", "classification", classes=("f", "m"))
     >>> schema == Schema.from_config(schema.to_config())
@@ -83,16 +99,48 @@ class Schema:
     center: float = 0.0
     spread: float = 1.0
     baseline: Baseline | None = None
+    record: dict[str, Any] | None = None
 
     @property
     def names(self) -> list[str]:
-        """The feature columns' names."""
-        return [column.name for column in self.columns]
+        """The names of the table's columns that features are read from."""
+        return list(dict.fromkeys(column.table_name for column in self.columns))
+
+    @property
+    def runs(self) -> list[tuple[tuple[Column, ...], int]]:
+        """Neighbouring numbers together, each category alone; each with its first position."""
+        found: list[tuple[tuple[Column, ...], int]] = []
+        for i, column in enumerate(self.columns):
+            last = found[-1][0] if found else ()
+            if column.categories is None and last and last[-1].categories is None:
+                found[-1] = ((*last, column), found[-1][1])
+            else:
+                found.append(((column,), i))
+        return found
+
+    @property
+    def features(self) -> list[str]:
+        """The names of the encoded features, `(d,)`.
+
+        Example:
+        >>> from plait.encoding import Column, Schema
+        >>> columns = (Column("age", optional=True), Column("sex", ("f", "m")))
+        >>> Schema(columns, "y", "regression").features
+        ['age', 'age is empty', 'sex = f', 'sex = m']
+        """
+        names: list[str] = []
+        for columns, _ in self.runs:
+            if columns[0].categories is None:
+                names += [column.name for column in columns]
+                names += [f"{column.name} is empty" for column in columns if column.optional]
+            else:
+                names += [f"{columns[0].name} = {text}" for text in columns[0].categories]
+        return names
 
     @property
     def texts(self) -> list[str]:
         """The columns to read as texts whatever they look like, the target among them."""
-        found = [column.name for column in self.columns if column.categories is not None]
+        found = [column.table_name for column in self.columns if column.categories is not None]
         return found + [self.target] * any(isinstance(label, str) for label in self.classes)
 
     @property
@@ -120,12 +168,7 @@ class Schema:
 
 def _column(config: dict[str, Any]) -> Column:
     categories = config["categories"]
-    return Column(
-        config["name"],
-        None if categories is None else tuple(categories),
-        config["mean"],
-        config["scale"],
-    )
+    return Column(**{**config, "categories": None if categories is None else tuple(categories)})
 
 
 def agree(schemas: list[Schema], names: list[str]) -> None:
@@ -144,7 +187,11 @@ def agree(schemas: list[Schema], names: list[str]) -> None:
             ("tasks", first.task, schema.task),
             ("targets", first.target, schema.target),
             ("class labels", first.classes, schema.classes),
-            ("columns", first.names, schema.names),
+            (
+                "columns",
+                [column.name for column in first.columns],
+                [column.name for column in schema.columns],
+            ),
             (
                 "categories",
                 [column.categories for column in first.columns],
@@ -171,7 +218,7 @@ def scaling(values: np.ndarray) -> tuple[float, float]:
 
     Example:
     >>> import numpy as np
-    >>> from plait.tables.schema import scaling
+    >>> from plait.encoding.schema import scaling
     >>> scaling(np.array([1.0, 3.0])), scaling(np.array([5.0, 5.0]))
     ((2.0, 1.0), (5.0, 1.0))
     """
@@ -180,4 +227,4 @@ def scaling(values: np.ndarray) -> tuple[float, float]:
     return mean, scale if scale > 1e-12 * max(1.0, abs(mean)) else 1.0
 
 
-__all__ = ["TASKS", "Baseline", "Column", "Schema", "agree", "scaling"]
+__all__ = ["PARTS", "TASKS", "Baseline", "Column", "Schema", "agree", "scaling"]

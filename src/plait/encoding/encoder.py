@@ -1,12 +1,14 @@
 """Layers that carry a schema inside a `.keras` file."""
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
 from plait.errors import message
-from plait.tables.schema import Schema
+from plait.encoding.schema import Column, Schema
+from plait.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
@@ -32,7 +34,7 @@ class TableInput(keras.layers.Layer):
 
     Example:
     >>> import numpy as np
-    >>> from plait.tables import Column, Schema, TableInput
+    >>> from plait.encoding import Column, Schema, TableInput
     >>> schema = Schema((Column("age"), Column("height")), "weight", "regression")
     >>> tuple(TableInput(schema)(np.ones((3, 2))).shape)
     (3, 2)
@@ -76,8 +78,9 @@ class TableInput(keras.layers.Layer):
 class TableEncoder(TableInput):
     """Turns the raw matrix of a table into features: numbers standardised, categories one-hot.
 
-    A number becomes `(x - mean) / scale`, a category with `n` texts becomes `n` features of which
-    one is 1; a code outside `0 … n - 1` gives zeros. All of it happens inside the graph, so a model
+    A number becomes `(x - mean) / scale`, with NaN taken as `fill`; if it may be missing, a second
+    feature is 1 where it is NaN. A category with `n` texts becomes `n` features of which one is 1;
+    a code outside `0 … n - 1` gives zeros. All of it happens inside the graph, so a model
     that begins with this layer needs nothing beside its file.
 
     Args:
@@ -92,7 +95,7 @@ class TableEncoder(TableInput):
 
     Example:
     >>> import numpy as np
-    >>> from plait.tables import Column, Schema, TableEncoder
+    >>> from plait.encoding import Column, Schema, TableEncoder
     >>> columns = (Column("age", mean=40.0, scale=10.0), Column("sex", categories=("f", "m")))
     >>> features = TableEncoder(Schema(columns, "weight", "regression"))(np.array([[50.0, 1.0]]))
     >>> [round(float(value), 4) for value in features[0]]
@@ -100,16 +103,14 @@ class TableEncoder(TableInput):
     """
 
     def call(self, inputs: Any) -> Any:
-        """Returns the features, numbers and categories in the order of the columns."""
+        """Returns the features, in the order of `schema.features`."""
         x = ops.cast(inputs, "float32")
         parts = []
-        for first, last, categories in _runs(self.schema):
-            block = x[:, first:last]
+        for columns, start in self.schema.runs:
+            block = x[:, start : start + len(columns)]
+            categories = columns[0].categories
             if categories is None:
-                columns = self.schema.columns[first:last]
-                mean = ops.convert_to_tensor([c.mean for c in columns], "float32")
-                scale = ops.convert_to_tensor([c.scale for c in columns], "float32")
-                parts.append((block - mean) / scale)
+                parts.extend(_numbers(block, columns))
             else:
                 codes = ops.arange(len(categories), dtype="float32")
                 parts.append(ops.cast(ops.equal(block, codes), "float32"))
@@ -120,15 +121,18 @@ class TableEncoder(TableInput):
         return (input_shape[0], self.schema.width)
 
 
-def _runs(schema: Schema) -> list[tuple[int, int, tuple[str, ...] | None]]:
-    """Returns neighbouring number columns as one run, each category column as its own."""
-    runs: list[tuple[int, int, tuple[str, ...] | None]] = []
-    for i, column in enumerate(schema.columns):
-        if column.categories is None and runs and runs[-1][2] is None:
-            runs[-1] = (runs[-1][0], i + 1, None)
-        else:
-            runs.append((i, i + 1, column.categories))
-    return runs
+def _numbers(block: Tensor, columns: tuple[Column, ...]) -> list[Tensor]:
+    """Returns a block of numbers `(b, n)` standardised, and the indicators of missing ones."""
+    missing = ops.isnan(block)
+    fill = [math.nan if column.fill is None else column.fill for column in columns]
+    block = ops.where(missing, ops.convert_to_tensor(fill, "float32"), block)
+    mean = ops.convert_to_tensor([column.mean for column in columns], "float32")
+    scale = ops.convert_to_tensor([column.scale for column in columns], "float32")
+    parts = [(block - mean) / scale]
+    optional = [i for i, column in enumerate(columns) if column.optional]
+    if optional:
+        parts.append(ops.cast(ops.take(missing, optional, axis=1), "float32"))
+    return parts
 
 
 __all__ = ["TableEncoder", "TableInput"]

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from plait.tables import Baseline, Column, Schema, agree
+from plait.encoding import Baseline, Column, Schema, agree
 
 COLUMNS = (Column("age", mean=40.0, scale=10.0), Column("sex", ("f", "m")))
 SCHEMA = Schema(

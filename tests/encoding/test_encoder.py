@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from plait.tables import Column, Schema, TableEncoder, TableInput
+from plait.encoding import Column, Schema, TableEncoder, TableInput
 
 COLUMNS = (
     Column("age", mean=40.0, scale=10.0),
