@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from plait.errors import message
 from plait.encoding.schema import Column, Schema
+from plait.errors import message
 from plait.typing import Tensor
 
 

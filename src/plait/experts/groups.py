@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from operator import attrgetter, is_
 from typing import NamedTuple, TypeVar
 
@@ -11,6 +12,7 @@ from keras import ops, tree
 from plait.compat import flat_layers
 from plait.errors import first_line
 from plait.experts.dispatch import fed_to_groups, with_all_masks
+from plait.experts.kept import KeptCalls
 from plait.experts.runner import ExpertRunner, Results, Rows, input_of
 from plait.experts.seeds import draws
 from plait.experts.signature import alike, contents
@@ -58,6 +60,14 @@ class Plan(NamedTuple):
     numbers: list[int] | None
 
 
+class _Seen(NamedTuple):
+    """A layer as it was when the experts were grouped: its attributes, and what these held."""
+
+    layer: keras.layers.Layer
+    values: tuple[object, ...]
+    contents: Hashable
+
+
 class ExpertBank:
     """The experts of one mixture, in groups that run together.
 
@@ -76,6 +86,8 @@ class ExpertBank:
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._with_losses: dict[tuple[int, bool], bool] = {}
         self._layers: list[keras.layers.Layer] = []
+        self._kept = KeptCalls()
+        self._seen: list[_Seen] = []
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call.
@@ -83,8 +95,28 @@ class ExpertBank:
         Args:
             dispatched: Whether experts run on the rows that chose them, or all on all rows.
         """
-        del dispatched
+        if dispatched:
+            self._refresh()
         return self.placed
+
+    def _refresh(self) -> None:
+        """Drops what was found out where a layer's attribute was assigned or changed in place."""
+        for layer, values, held in self._seen:
+            present = vars(layer)
+            if len(present) != len(values) or not all(map(is_, present.values(), values)):
+                break
+            if held and contents(layer) != held:
+                break
+        else:
+            if self._seen:
+                return
+        self._layers = []
+        self._plans.clear()
+        self._with_losses.clear()
+        self._kept.clear()
+        called = [runner.representative() for _, runner in self.placed]
+        layers = [layer for each in called for layer in flat_layers(each)]
+        self._seen = [_Seen(one, tuple(vars(one).values()), contents(one)) for one in layers]
 
     def values(self, expert: int) -> list[Tensor]:
         """Returns the present values of one expert's variables."""
@@ -242,20 +274,38 @@ class ExpertBank:
             Leaves `(n, k, …, u)`, zero in empty slots, and for each leaf a mask `(n, …)`.
         """
         plan = self._plan(inputs, masks, training)
+        rows = _rows(inputs, masks, self.num_experts)
+        variables = [variable for _, runner in plan.groups for variable in runner.state()]
+
+        def run() -> Results:
+            vectorized = tuple(runner.vectorized for _, runner in plan.groups)
+            key = (id(plan), capacity, vectorized, tuple(rows.part_of), training)
+            function = partial(self._run_dispatched, plan, rows.part_of, capacity, training)
+            return self._kept.run(key, variables, function, rows.parts, rows.masks, indices)
+
+        return self._unless_refused(plan.groups, run)
+
+    def _run_dispatched(
+        self,
+        plan: Plan,
+        part_of: list[int],
+        capacity: int | None,
+        training: bool,
+        parts: list[Nested],
+        masks: list[list[Mask] | None],
+        indices: Tensor,
+    ) -> Results:
+        """Runs each expert on the rows that chose it, as `plan` says."""
         if plan.numbers is not None:
             indices = ops.take(ops.convert_to_tensor(plan.numbers, dtype="int32"), indices)
-        rows = _rows(inputs, masks, self.num_experts)
-
-        def run() -> tuple[Nested, list[Tensor]]:
-            made = []
-            for (positions, runner), traits in zip(plan.groups, plan.traits, strict=True):
-                for group in runner.dispatched(rows, positions, training):
-                    made.append(
-                        with_all_masks(group, traits.mask_ranks, plan.mask_ranks, plan.dtypes)
-                    )
-            return apply_groups(made, fed_to_groups(rows), indices, capacity)
-
-        outputs, kept = self._unless_refused(plan.groups, run)
+        rows = Rows(parts, masks, part_of)
+        groups = []
+        for (positions, runner), traits in zip(plan.groups, plan.traits, strict=True):
+            for group in runner.dispatched(rows, positions, training):
+                groups.append(
+                    with_all_masks(group, traits.mask_ranks, plan.mask_ranks, plan.dtypes)
+                )
+        outputs, kept = apply_groups(groups, fed_to_groups(rows), indices, capacity)
         if training:
             for _, runner in plan.groups:
                 runner.after_dispatch()
@@ -266,9 +316,7 @@ class ExpertBank:
         ]
         return Results(outputs, valid, [])
 
-    def _unless_refused(
-        self, groups: Sequence[Placed], run: Callable[[], tuple[Nested, list[Tensor]]]
-    ) -> tuple[Nested, list[Tensor]]:
+    def _unless_refused(self, groups: Sequence[Placed], run: Callable[[], Results]) -> Results:
         """Returns `run()`, one expert after another where the backend cannot vectorise them."""
         try:
             return run()
@@ -280,14 +328,6 @@ class ExpertBank:
         for runner in vectorized:
             runner.stop_vectorizing(reason)
         return run()
-
-
-class _Seen(NamedTuple):
-    """A layer as it was when the experts were grouped: its attributes, and what these held."""
-
-    layer: keras.layers.Layer
-    values: tuple[object, ...]
-    contents: Hashable
 
 
 class SharedBank(ExpertBank):
@@ -310,7 +350,6 @@ class SharedBank(ExpertBank):
         self.execution = execution
         self.inputs = inputs
         self._stacked: list[Placed] = []
-        self._seen: list[_Seen] = []
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call; see `ExpertBank.groups`."""
@@ -338,21 +377,11 @@ class SharedBank(ExpertBank):
         return backend.stacking_pays(sum(sizes), self.num_experts)
 
     def _refresh(self) -> None:
-        """Drops the groups where an attribute of a layer was assigned or changed in place since."""
-        for layer, values, held in self._seen:
-            present = vars(layer)
-            if len(present) != len(values) or not all(map(is_, present.values(), values)):
-                break
-            if held and contents(layer) != held:
-                break
-        else:
-            if self._seen:
-                return
-        self._stacked, self._layers = [], []
-        self._plans.clear()
-        self._with_losses.clear()
-        layers = [layer for expert in self.experts for layer in flat_layers(expert)]
-        self._seen = [_Seen(one, tuple(vars(one).values()), contents(one)) for one in layers]
+        """As `ExpertBank._refresh`; drops the groups too."""
+        seen = self._seen
+        super()._refresh()
+        if seen is not self._seen:
+            self._stacked = []
 
     def _stack(self, positions: Sequence[int]) -> StackedRunner:
         members = [self.experts[position] for position in positions]

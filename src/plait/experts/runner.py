@@ -75,6 +75,9 @@ class ExpertRunner(Protocol):
             used: `None`, or bool `(e,)`: an expert where it is false gets a gradient of zero.
         """
 
+    def state(self) -> list[keras.Variable]:
+        """Returns the variables in which the experts' values live."""
+
     def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
         """Returns the experts as groups for `plait.ops.dispatch.apply_groups`.
 

@@ -64,6 +64,10 @@ class SingleExpert:
         outputs = tree.map_structure(lambda leaf: leaf[None], outcome.outputs)
         return Results(outputs, output_masks, [])
 
+    def state(self) -> list[keras.Variable]:
+        """Returns the expert's variables."""
+        return list(self.expert.variables)
+
     def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
         """Returns the expert as a group of one; see `ExpertRunner.dispatched`."""
         variables = self.expert.variables

@@ -2,15 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import keras
 import numpy as np
 from keras import ops, tree
 
+from plait.compat import flat_layers
 from plait.errors import first_line
 from plait.experts.dispatch import group_of
 from plait.experts.functional_call import call_with
+from plait.experts.kept import KeptCalls
 from plait.experts.runner import Results, Rows
 from plait.experts.seeds import Seeds, advanced, seed_positions
 from plait.experts.variables import ExpertVariables
@@ -49,6 +52,8 @@ class StackedRunner:
         self.layer_variables = list(layer.variables)
         self.vectorized = vectorized
         self.seeds = {share: Seeds(self.layer_variables, share) for share in (False, True)}
+        self._kept = KeptCalls()
+        self._layers = flat_layers(layer)
 
     def representative(self) -> keras.layers.Layer:
         """Returns the layer that is called in place of all."""
@@ -62,29 +67,40 @@ class StackedRunner:
         used: Tensor | None = None,
     ) -> Results:
         """Runs every expert on every example; see `ExpertRunner.run_all`."""
+
+        def run(vectorized: bool) -> Results:
+            key = (vectorized, training, tuple(layer.trainable for layer in self._layers))
+            function = partial(self._run_all, training, vectorized)
+            return self._kept.run(key, self.state(), function, inputs, masks, used)
+
+        return self._unless_refused(run)
+
+    def _run_all(
+        self,
+        training: bool,
+        vectorized: bool,
+        inputs: Sequence[Nested],
+        masks: Sequence[list[Mask]] | None,
+        used: Tensor | None,
+    ) -> Results:
+        """Runs every expert on every example, in one vectorised call or not."""
         values = self.variables.read()
         if used is not None:
             values = [keep_gradient(v, used) if is_float(v) else v for v in values]
         each = len(inputs) > 1
         fed = (_stack(inputs), _stack(masks) if masks else None) if each else None
         common = (inputs[0], masks[0] if masks else None)
+        seeds = self.seeds[vectorized and not maps_seeds]
+        mapped, shared = seeds.split(values)
 
-        def run(vectorized: bool) -> tuple[Nested, dict[int, Tensor]]:
-            seeds = self.seeds[vectorized and not maps_seeds]
-            mapped, shared = seeds.split(values)
+        def one(slices: Nested) -> Nested:
+            joined = seeds.join(slices[0], shared)
+            inputs, masks = slices[1] if each else common
+            outcome = call_with(self.layer, self.layer_variables, joined, inputs, masks, training)
+            updates = {str(position): value for position, value in outcome.updates.items()}
+            return outcome.outputs, outcome.masks, updates, outcome.losses
 
-            def one(slices: Nested) -> Nested:
-                joined = seeds.join(slices[0], shared)
-                inputs, masks = slices[1] if each else common
-                outcome = call_with(
-                    self.layer, self.layer_variables, joined, inputs, masks, training
-                )
-                updates = {str(position): value for position, value in outcome.updates.items()}
-                return outcome.outputs, outcome.masks, updates, outcome.losses
-
-            return self._for_all(one, (mapped, fed), vectorized), shared
-
-        (outputs, output_masks, updates, losses), shared = self._unless_refused(run)
+        outputs, output_masks, updates, losses = self._for_all(one, (mapped, fed), vectorized)
         for position, value in ((int(name), value) for name, value in updates.items()):
             if position in shared:  # one stream of draws moved on, and with it every expert's
                 value = values[position] + (value - shared[position])
@@ -137,6 +153,10 @@ class StackedRunner:
             f"backend cannot vectorise them ({reason}).",
             stacklevel=3,
         )
+
+    def state(self) -> list[keras.Variable]:
+        """Returns the variables in which the experts' values live."""
+        return self.variables.state()
 
     def dispatched(self, rows: Rows, positions: Sequence[int], training: bool) -> list[Group]:
         """Returns the experts as groups; see `ExpertRunner.dispatched`.

@@ -19,6 +19,9 @@ class ExpertVariables(Protocol):
 
     num_experts: int
 
+    def state(self) -> list[keras.Variable]:
+        """Returns the variables themselves."""
+
     def read(self) -> list[Tensor]:
         """Returns a tensor `(e, …)` for each variable of one expert."""
 
@@ -43,6 +46,10 @@ class SharedVariables:
         self.num_experts = len(experts)
         self.of_expert = [list(expert.variables) for expert in experts]
         self.at_position = list(zip(*self.of_expert, strict=True))
+
+    def state(self) -> list[keras.Variable]:
+        """Returns the variables themselves."""
+        return [variable for column in self.of_expert for variable in column]
 
     def read(self) -> list[Tensor]:
         """Returns a tensor `(e, …)` for each variable of one expert."""
@@ -159,6 +166,10 @@ class StackedExperts(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shapes) -> Shapes:
         """Returns the shape of one expert's output."""
         return self._make.template.compute_output_shape(input_shape)
+
+    def state(self) -> list[keras.Variable]:
+        """Returns the variables themselves."""
+        return self._make.stacked
 
     def read(self) -> list[Tensor]:
         """Returns a tensor `(e, …)` for each variable of one expert."""

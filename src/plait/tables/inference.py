@@ -9,7 +9,16 @@ from plait.encoding.schema import PARTS, TASKS
 from plait.errors import choose_from, message
 from plait.tables import cells
 from plait.tables.findings import Findings
-from plait.tables.matrix import LARGEST, few, finite, labels, moments, numbers, refuse_empty, require
+from plait.tables.matrix import (
+    LARGEST,
+    few,
+    finite,
+    labels,
+    moments,
+    numbers,
+    refuse_empty,
+    require,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

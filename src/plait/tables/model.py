@@ -8,11 +8,10 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from plait.encoding import Schema, TableEncoder, TableInput
 from plait.errors import message
 from plait.mixture import Mixture
-from plait.encoding import TableEncoder, TableInput
 from plait.tables.output import replacing
-from plait.encoding import Schema
 
 
 class TableModel(NamedTuple):

@@ -10,6 +10,7 @@ is written on `keras.ops` and on these:
 - `stacking_pays`: whether stacking the values of all experts in a call beats single calls;
 - `SHAPE_ERRORS`: what a layer raises for an input of a shape that it does not take;
 - `unstack`: slices whose gradient is one stack;
+- `calls_are_eager`, `compiled`: whether a call may be compiled and kept, and how;
 - `clear_gradients`: clears gradients that Keras leaves on PyTorch;
 - `keep_gradient`: sets the gradient to zero where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
@@ -40,7 +41,9 @@ _native = importlib.import_module(
 )
 SHAPE_ERRORS = _native.SHAPE_ERRORS
 draws_like_loops = _native.draws_like_loops
+calls_are_eager = _native.calls_are_eager
 clear_gradients = _native.clear_gradients
+compiled = _native.compiled
 keep_gradient = _native.keep_gradient
 loops_are_faster = _native.loops_are_faster
 map_choices = _native.map_choices
@@ -56,7 +59,9 @@ __all__ = [
     "Choices",
     "Flat",
     "Group",
+    "calls_are_eager",
     "clear_gradients",
+    "compiled",
     "compiles",
     "draws_like_loops",
     "is_float",

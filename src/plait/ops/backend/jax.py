@@ -12,7 +12,9 @@ from plait.ops.backend.common import by_sorted_rows, inside, is_float, numbered,
 
 __all__ = [
     "SHAPE_ERRORS",
+    "calls_are_eager",
     "clear_gradients",
+    "compiled",
     "draws_like_loops",
     "keep_gradient",
     "loops_are_faster",
@@ -129,6 +131,14 @@ def _take_rows_backward(inverse, gradient):
 
 
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+
+
+def calls_are_eager(tensors):
+    """Whether a call with these tensors runs at once, and may be compiled and kept."""
+    return not any(isinstance(tensor, jax.core.Tracer) for tensor in tensors)
+
+
+compiled = jax.jit
 
 
 def clear_gradients(groups, output):

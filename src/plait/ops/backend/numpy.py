@@ -8,7 +8,9 @@ from plait.ops.backend.common import by_sorted_rows, numbered
 
 __all__ = [
     "SHAPE_ERRORS",
+    "calls_are_eager",
     "clear_gradients",
+    "compiled",
     "draws_like_loops",
     "keep_gradient",
     "loops_are_faster",
@@ -61,6 +63,16 @@ def take_rows(tensor, index, inverse):
     """Rows by number; a number past the end gives a row of zeros."""
     zero = np.zeros((1, *tensor.shape[1:]), tensor.dtype)
     return np.concatenate([tensor, zero])[index]
+
+
+def calls_are_eager(tensors):
+    """Whether a call with these tensors may be compiled and kept: nothing is compiled here."""
+    return False
+
+
+def compiled(function):
+    """The function itself."""
+    return function
 
 
 def clear_gradients(groups, output):

@@ -8,7 +8,9 @@ from plait.ops.backend.common import by_sorted_rows, is_float, numbered, partiti
 
 __all__ = [
     "SHAPE_ERRORS",
+    "calls_are_eager",
     "clear_gradients",
+    "compiled",
     "draws_like_loops",
     "keep_gradient",
     "loops_are_faster",
@@ -105,6 +107,17 @@ def take_rows(tensor, index, inverse):
 def _take(tensor, index):
     padded = tf.concat([tensor, tf.zeros_like(tensor[:1])], 0)
     return tf.gather(padded, index)
+
+
+def calls_are_eager(tensors):
+    """Whether a call with these tensors runs at once, and may be compiled and kept."""
+    del tensors
+    return tf.executing_eagerly()
+
+
+def compiled(function):
+    """A function of structures of tensors as a graph, made at its first call."""
+    return tf.function(function, autograph=False)
 
 
 def clear_gradients(groups, output):

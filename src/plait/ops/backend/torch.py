@@ -11,7 +11,9 @@ from plait.ops.backend.torch_vmap import vectorize
 
 __all__ = [
     "SHAPE_ERRORS",
+    "calls_are_eager",
     "clear_gradients",
+    "compiled",
     "draws_like_loops",
     "keep_gradient",
     "loops_are_faster",
@@ -107,6 +109,16 @@ class _TakeRows(torch.autograd.Function):
         (inverse,) = ctx.saved_tensors
         gradients = [_take(gradient, inverse[:, k]) for k in range(inverse.shape[1])]
         return sum(gradients[1:], gradients[0]), None, None
+
+
+def calls_are_eager(tensors):
+    """Whether a call with these tensors may be compiled and kept: nothing is compiled here."""
+    return False
+
+
+def compiled(function):
+    """The function itself."""
+    return function
 
 
 def clear_gradients(groups, output):
