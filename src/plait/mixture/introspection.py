@@ -17,6 +17,7 @@ from plait.typing import Nested
 
 if TYPE_CHECKING:
     from plait.mixture.model import Mixture
+    from plait.mixture.of_experts import OfExperts
 
 _FAMILIES: dict[str, Callable[[bool], Family]] = {
     "binary_crossentropy": lambda logits: families.Bernoulli(from_logits=logits),
@@ -96,7 +97,7 @@ def _posterior_objective(mixture: "Mixture") -> MixtureObjective:
     )
 
 
-def expert(mixture: "Mixture", i: int) -> keras.Model:
+def expert(mixture: "OfExperts", i: int) -> keras.Model:
     """Returns one expert as a Keras model; see `Mixture.expert`."""
     if not isinstance(i, (int, np.integer)) or not 0 <= i < mixture.num_experts:
         raise IndexError(
@@ -125,20 +126,20 @@ def expert(mixture: "Mixture", i: int) -> keras.Model:
     return model
 
 
-def _input_specs(mixture: "Mixture", i: int) -> Nested:
+def _input_specs(mixture: "OfExperts", i: int) -> Nested:
     state = mixture.state
     fed = select_each(specs_of(state.input_shape, state.input_dtype), state.selectors)
     return fed[0 if len(fed) == 1 else i]
 
 
-def _as_model(mixture: "Mixture", layer: keras.layers.Layer, i: int) -> keras.Model:
+def _as_model(mixture: "OfExperts", layer: keras.layers.Layer, i: int) -> keras.Model:
     inputs = tree.map_structure(
         lambda spec: keras.Input(spec.shape[1:], dtype=spec.dtype), _input_specs(mixture, i)
     )
     return keras.Model(inputs, layer(inputs), name=layer.name)
 
 
-def _check_built(mixture: "Mixture") -> None:
+def _check_built(mixture: "OfExperts") -> None:
     if not mixture.built:
         raise ValueError(
             message(

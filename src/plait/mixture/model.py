@@ -10,8 +10,8 @@ import numpy as np
 from keras import ops, tree
 
 from plait import routers
-from plait.compat import UntrackedList, attach_masks, is_functional, masks_of
-from plait.mixture import gates, introspection, optimizers, serialization
+from plait.compat import UntrackedList, attach_masks, masks_of
+from plait.mixture import gates, introspection, serialization
 from plait.mixture.build import (
     build,
     check_execution,
@@ -19,7 +19,6 @@ from plait.mixture.build import (
     check_single_output,
     empty_outputs,
     merged_specs,
-    namesakes,
     replaced,
 )
 from plait.mixture.forward import (
@@ -32,14 +31,13 @@ from plait.mixture.forward import (
     unfold_rows,
     with_masks,
 )
-from plait.mixture.inputs import Selector, select, select_each, selectors
+from plait.mixture.inputs import Selector, select, selectors
 from plait.mixture.objective import PartsModel
-from plait.mixture.specs import as_rows, specs_of
+from plait.mixture.of_experts import OfExperts
 from plait.mixture.state import MixtureState
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.combine import merge_chosen, merge_stacked
 from plait.ops.routing import Routing
-from plait.ops.shapes import map_shapes
 from plait.typing import Config, Nested, Shape, Shapes
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @keras.saving.register_keras_serializable("plait")
-class Mixture(PartsModel):
+class Mixture(OfExperts, PartsModel):
     """Parallel Keras models and a gate as one model: `out = Σ_l w_l(x) · f_l(x)`.
 
     Models that are passed in stay what they are: the mixture's variables are theirs, as in any
@@ -142,32 +140,12 @@ class Mixture(PartsModel):
         )
         # Set before `build`: a model around the mixture may be compiled first.
         self.supports_jit = compiles(dispatches=self.is_sparse)
-        self._build_early()
+        self.build_early(gate_inputs is None)
 
     @property
     def is_sparse(self) -> bool:
         """Whether the router gives some experts a weight of zero, so that they need not run."""
         return self.router is not None and self.router.sparse
-
-    def _build_early(self) -> None:
-        """Builds at once where the first expert has a known input, which all read whole."""
-        state, first = self.state, self.state.first
-        reads_whole = state.selectors == [None] and self.gate_inputs is None
-        graph = isinstance(first, keras.Sequential) or is_functional(first)
-        if not (reads_whole and graph and first.built):
-            return
-        inputs = first.inputs[0] if isinstance(first, keras.Sequential) else first.input
-        state.input_dtype = tree.map_structure(lambda spec: spec.dtype, inputs)
-        self.build(tree.map_structure(lambda spec: tuple(spec.shape), inputs))
-
-    def __call__(self, inputs: Nested, *args: Any, **kwargs: Any) -> Nested:
-        """Calls the mixture; an unbuilt one notes the inputs' dtypes, which `build` is not told."""
-        if not self.built:
-            self.state.input_dtype = tree.map_structure(
-                lambda leaf: keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32")),
-                inputs,
-            )
-        return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape: Shapes) -> None:
         """Builds gate and experts, and checks that they fit together."""
@@ -190,6 +168,10 @@ class Mixture(PartsModel):
         check_single_output(self)
         super().attach_objective()
 
+    def other_layers(self) -> list[keras.layers.Layer]:
+        """Returns the gate."""
+        return [self.gate]
+
     def gate_part(self, inputs: Nested) -> Nested:
         """Returns what the gate reads of the inputs."""
         return select(inputs, self.gate_inputs, "the gate")
@@ -202,8 +184,8 @@ class Mixture(PartsModel):
         if tree.flatten(inputs)[0].shape[0] == 0:
             return empty_outputs(self, inputs)
         routing = self.route(inputs, training, mask)
-        fed = self._fed(inputs, mask)
-        if self._may_dispatch(routing, fed, training):
+        fed = self.fed(inputs, mask)
+        if self.may_dispatch(routing, fed, training):
             merged = self._merge_chosen(routing, fed, training)
         else:
             merged = self._merge_every(routing, fed, training)
@@ -230,33 +212,9 @@ class Mixture(PartsModel):
         # Steps that are masked count in no balance term and take none of an expert's capacity.
         return self.router.route(scores, training=training, mask=masks_of(scores)[0])
 
-    def _fed(self, inputs: Nested, mask: Nested) -> Fed:
-        """Returns what the experts read, and its masks."""
-        chosen = self.state.selectors
-        fed = select_each(inputs, chosen)
-        if mask is None or all(leaf is None for leaf in tree.flatten(mask)):
-            return Fed(fed, None)
-        return Fed(fed, [tree.flatten(part) for part in select_each(mask, chosen)])
-
-    def _may_dispatch(self, routing: Routing, fed: Fed, training: bool) -> bool:
-        """Whether experts run on the rows that chose them alone."""
-        state = self.state
-        if not state.dispatches or self.needs_parts():
-            return False
-        rank = len(routing.weights.shape) - 1
-        rows = fed.inputs if rank == 1 else [as_rows(part, rank) for part in fed.inputs]
-        masks = fed.masks if rank == 1 else None
-        if not state.bank.couples_rows(rows, masks, training, with_losses=not self.predicts()):
-            return True
-        state.warn_once(
-            f"The experts of {self.name!r} run on every row where they move batch statistics or "
-            "add losses, which depend on the whole batch."
-        )
-        return False
-
     def every_output(self, routing: Routing, inputs: Nested, training: bool, mask: Nested) -> Parts:
         """Returns the weights and the outputs of every expert for every row."""
-        fed = self._fed(inputs, mask)
+        fed = self.fed(inputs, mask)
         return run_every(
             self.state.bank,
             routing,
@@ -318,60 +276,10 @@ class Mixture(PartsModel):
             self.build(tree.map_structure(lambda leaf: tuple(leaf.shape), inputs))
         return merged_specs(self, inputs)
 
-    def compute_output_shape(self, input_shape: Shapes) -> Shapes:
-        """Returns the merged output's shape."""
-        spec = self.compute_output_spec(specs_of(input_shape, self.state.input_dtype))
-        return tree.map_structure_up_to(spec, lambda leaf: tuple(leaf.shape), spec)
-
     @property
     def layers(self) -> list[keras.layers.Layer]:
         """The experts, or the layers that own their variables; the gate; the router."""
         return [layer for layer in super().layers if layer is not self.objective_state]
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Configures training; see `PartsModel.compile`.
-
-        Warns where the optimizer treats stacked experts as one variable.
-        """
-        super().compile(*args, **kwargs)
-        self.state.compiled_with = (args, kwargs)
-        if self.state.built_bank is not None:  # `enable_lora` may have added variables
-            self.state.namesakes = namesakes([*(self.owned_experts or self.experts), self.gate])
-        stacks = [layer.name for layer in self._stacks()]
-        text = self.optimizer and optimizers.warning(self.optimizer, stacks)
-        if text:
-            self.state.warn_once(text)
-
-    def compile_like(self, other: keras.Model) -> None:
-        """Compiles another model as this one is, with an optimizer of its own that starts anew."""
-        args, kwargs = self.state.compiled_with
-        optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
-        kwargs = {name: value for name, value in kwargs.items() if name != "optimizer"}
-        other.compile(optimizer, *args[1:], **kwargs)
-
-    def get_compile_config(self) -> Config | None:
-        """Returns what `compile` was given, for a file that any backend may read.
-
-        Keras writes the resolved value of `jit_compile="auto"`, which another backend may not take.
-        """
-        config = super().get_compile_config()
-        if not config:
-            return config
-        return {**config, "jit_compile": self.state.compiled_with[1].get("jit_compile", "auto")}
-
-    def _stacks(self) -> list[keras.layers.Layer]:
-        owned = self.owned_experts if self.built and self.state.built_bank else []
-        return [layer for layer in owned if hasattr(layer, "read_one")]
-
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Quantizes gate and experts; see `keras.Model.quantize`.
-
-        Raises:
-            ValueError: If experts are stacked, and before anything is quantized.
-        """
-        for stack in self._stacks():
-            stack.quantize(*args, **kwargs)
-        super().quantize(*args, **kwargs)
 
     def fit_gate(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """Trains the gate alone on the experts' cached outputs; see `plait.training.fit_gate`."""
@@ -434,22 +342,6 @@ class Mixture(PartsModel):
         """
         return introspection.responsibilities(self, x, y, batch_size)
 
-    def expert(self, i: int) -> keras.Model:
-        """Returns expert `i` as a Keras model.
-
-        An expert that was passed in is returned itself, a bare layer as a model around it: what is
-        set there is set in the mixture. Of experts that the mixture owns, a stand-alone copy with
-        the present weights is returned.
-
-        Args:
-            i: Position among the experts.
-
-        Raises:
-            IndexError: If there is no such expert.
-            ValueError: If the mixture must be built first.
-        """
-        return introspection.expert(self, i)
-
     def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), **serialization.config_of(self)}
@@ -460,39 +352,3 @@ class Mixture(PartsModel):
     ) -> "Mixture":
         """Returns a mixture of what `get_config` gave."""
         return cls(**serialization.arguments_of(config, custom_objects))
-
-    def get_build_config(self) -> Config:
-        """Returns what `build` needs: the inputs' shapes and dtypes."""
-        return {"input_shape": self.state.input_shape, "input_dtype": self.state.input_dtype}
-
-    def build_from_config(self, config: Config) -> None:
-        """Builds the mixture as it was built when it was saved."""
-        if self.built or config["input_shape"] is None:
-            return
-        self.state.input_dtype = config["input_dtype"]
-        self.build(map_shapes(tuple, config["input_shape"]))
-
-    def save_own_variables(self, store: Any) -> None:
-        """Writes a table of the experts; these, gate and router are saved as layers."""
-        if self.built:
-            serialization.save_table(self, store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Checks that a file holds the same experts in the same order.
-
-        Raises:
-            ValueError: If their number, order or shapes differ.
-        """
-        if self.built:
-            serialization.check_table(self, store)
-            serialization.load_seeds(self, store)
-
-    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Loads weights; see `keras.Model.load_weights`. A file that is refused changes nothing."""
-        before = [ops.convert_to_numpy(variable.value) for variable in self.variables]
-        try:
-            super().load_weights(filepath, *args, **kwargs)
-        except Exception:
-            for variable, value in zip(self.variables, before, strict=True):
-                variable.assign(value)
-            raise
