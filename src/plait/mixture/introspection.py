@@ -32,7 +32,7 @@ _FAMILIES: dict[str, Callable[[bool], Family]] = {
 class _Inside(keras.Model):
     """Predicts what happens inside a mixture, through Keras' own data handling."""
 
-    def __init__(self, mixture: "Mixture", what: str) -> None:
+    def __init__(self, mixture: "OfExperts", what: str) -> None:
         super().__init__(autocast=False, name=f"{mixture.name}_{what}")
         self.mixture = mixture
         self.what = what
@@ -40,16 +40,13 @@ class _Inside(keras.Model):
     def call(self, inputs: Nested, mask: Nested = None) -> Nested:
         if not self.mixture.built:
             self.mixture(inputs)
-        routing = self.mixture.route(inputs, False, mask)
+        weights, outputs = self.mixture.parts_inside(inputs, mask, self.what != "weights")
         if self.what == "weights":
-            return routing.weights
-        outputs = self.mixture.every_output(routing, inputs, False, mask).outputs
-        routed = len(routing.weights.shape) - 1
-        outputs = tree.map_structure(lambda leaf: ops.moveaxis(leaf, 0, routed), outputs)
-        return outputs if self.what == "outputs" else (routing.weights, outputs)
+            return weights
+        return outputs if self.what == "outputs" else (weights, outputs)
 
 
-def predict_inside(mixture: "Mixture", what: str, x: Any, batch_size: int | None) -> Any:
+def predict_inside(mixture: "OfExperts", what: str, x: Any, batch_size: int | None) -> Any:
     """Returns the `"weights"`, the `"outputs"` or both (`"parts"`) for data, in batches."""
     probes = mixture.state.probes
     if what not in probes:
@@ -78,7 +75,18 @@ def _posterior_objective(mixture: "Mixture") -> MixtureObjective:
     """Returns the objective that says how the target is distributed around an expert's output."""
     if mixture.objective is not None:
         return mixture.objective
-    loss = mixture.loss if mixture.compiled else None
+    return MixtureNLL(family_of(mixture.loss if mixture.compiled else None))
+
+
+def family_of(loss: Any) -> Family:
+    """Returns the family of distributions that a Keras loss stands for.
+
+    Args:
+        loss: What `compile` was given, or `None`.
+
+    Raises:
+        ValueError: If none follows from it.
+    """
     if loss is None:
         received = "a mixture that is not compiled with a loss"
     else:
@@ -86,7 +94,7 @@ def _posterior_objective(mixture: "Mixture") -> MixtureObjective:
         name = name or getattr(loss, "__name__", type(loss).__name__)
         if name in _FAMILIES:
             config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
-            return MixtureNLL(_FAMILIES[name](bool(config.get("from_logits", False))))
+            return _FAMILIES[name](bool(config.get("from_logits", False)))
         received = f"a mixture compiled with loss {name!r}"
     raise ValueError(
         message(

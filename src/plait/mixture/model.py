@@ -24,7 +24,6 @@ from plait.mixture.build import (
 from plait.mixture.forward import (
     Fed,
     Merged,
-    Parts,
     run_chosen,
     run_every,
     step_masks,
@@ -38,7 +37,7 @@ from plait.mixture.state import MixtureState
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.combine import merge_chosen, merge_stacked
 from plait.ops.routing import Routing
-from plait.typing import Config, Nested, Shape, Shapes
+from plait.typing import Config, Nested, Shape, Shapes, Tensor
 
 if TYPE_CHECKING:
     from plait.training.em import EMResult
@@ -133,7 +132,7 @@ class Mixture(OfExperts, PartsModel):
         shared = self.state.ownership == "shared"
         self.experts = given if shared else UntrackedList(given)
         self.gate = gates.get(gate, self.num_experts)
-        learned = isinstance(self.gate, (gates.LinearGate, gates.ConstantGate))
+        learned = gates.is_learned(self.gate)
         by_caller = isinstance(gate, keras.layers.Layer)
         self.router = routers.get(
             "softmax" if router is None and learned and not by_caller else router
@@ -192,7 +191,7 @@ class Mixture(OfExperts, PartsModel):
         for loss in merged.losses:
             self.add_loss(loss)
         if training:
-            clear_gradients(self.state.namesakes, tree.flatten(merged.outputs)[0])
+            clear_gradients(self.state.namesakes, tree.flatten(merged.outputs))
         return merged.outputs
 
     def route(self, inputs: Nested, training: bool, mask: Nested) -> Routing:
@@ -212,17 +211,12 @@ class Mixture(OfExperts, PartsModel):
         # Steps that are masked count in no balance term and take none of an expert's capacity.
         return self.router.route(scores, training=training, mask=masks_of(scores)[0])
 
-    def every_output(self, routing: Routing, inputs: Nested, training: bool, mask: Nested) -> Parts:
-        """Returns the weights and the outputs of every expert for every row."""
-        fed = self.fed(inputs, mask)
-        return run_every(
-            self.state.bank,
-            routing,
-            fed,
-            by_step=self.state.dispatches,
-            sparse=False,
-            training=training,
-        )
+    def parts_inside(
+        self, inputs: Nested, mask: Nested, with_outputs: bool
+    ) -> tuple[Tensor, Nested]:
+        """Returns weights and experts' outputs; see `OfExperts.parts_inside`."""
+        routing = self.route(inputs, False, mask)
+        return routing.weights, self.outputs_inside(routing, inputs, mask) if with_outputs else None
 
     def _merge_every(self, routing: Routing, fed: Fed, training: bool) -> Merged:
         """Runs every expert on every row, and merges."""
@@ -292,31 +286,6 @@ class Mixture(OfExperts, PartsModel):
         from plait.training.em import fit_em
 
         return fit_em(self, x, y, **kwargs)
-
-    def gate_weights(self, x: Any, batch_size: int | None = None) -> np.ndarray:
-        """Returns the mixing weights for each example.
-
-        Args:
-            x: What `predict` takes.
-            batch_size: As in `predict`.
-
-        Returns:
-            Array of shape `(b, …, e)`.
-        """
-        return introspection.predict_inside(self, "weights", x, batch_size)
-
-    def expert_outputs(self, x: Any, batch_size: int | None = None) -> Any:
-        """Returns every expert's output for each example.
-
-        Args:
-            x: What `predict` takes.
-            batch_size: As in `predict`.
-
-        Returns:
-            Array of shape `(b, …, e, …, u)`: the expert axis comes right after the routed axes.
-            Where the experts return a list or dict, such a structure of arrays.
-        """
-        return introspection.predict_inside(self, "outputs", x, batch_size)
 
     def responsibilities(self, x: Any, y: Any, batch_size: int | None = None) -> np.ndarray:
         """Returns the posterior weights, once the target is known: `h_l ∝ w_l(x) · p_l(y | x)`.

@@ -4,19 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops, tree
 
 from plait.compat import is_functional
 from plait.mixture import introspection, optimizers, serialization
 from plait.mixture.base import BaseModel
 from plait.mixture.build import namesakes
-from plait.mixture.forward import Fed
+from plait.mixture.forward import Fed, Parts, run_every
 from plait.mixture.inputs import select_each
 from plait.mixture.specs import as_rows, specs_of
 from plait.mixture.state import MixtureState
 from plait.ops.routing import Routing
 from plait.ops.shapes import map_shapes
-from plait.typing import Config, Nested, Shapes
+from plait.typing import Config, Nested, Shapes, Tensor
 
 
 class OfExperts(BaseModel):
@@ -93,6 +94,63 @@ class OfExperts(BaseModel):
             "add losses, which depend on the whole batch."
         )
         return False
+
+    def parts_inside(
+        self, inputs: Nested, mask: Nested, with_outputs: bool
+    ) -> tuple[Tensor, Nested]:
+        """Returns the weights, `(b, …, e)`, and the experts' outputs, called within a Keras call.
+
+        Args:
+            inputs: As for `call`.
+            mask: As for `call`.
+            with_outputs: Whether the outputs are asked for; `None` stands in their place if not.
+
+        Returns:
+            The weights, and a structure with leaves `(b, …, e, …, u)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `parts_inside`.")
+
+    def outputs_inside(self, routing: Routing, inputs: Nested, mask: Nested) -> Nested:
+        """Returns the outputs of every expert for every row, leaves `(b, …, e, …, u)`."""
+        outputs = self.every_output(routing, inputs, False, mask).outputs
+        routed = len(routing.weights.shape) - 1
+        return tree.map_structure(lambda leaf: ops.moveaxis(leaf, 0, routed), outputs)
+
+    def every_output(self, routing: Routing, inputs: Nested, training: bool, mask: Nested) -> Parts:
+        """Returns the weights and the outputs of every expert for every row."""
+        return run_every(
+            self.state.bank,
+            routing,
+            self.fed(inputs, mask),
+            by_step=self.state.dispatches,
+            sparse=False,
+            training=training,
+        )
+
+    def gate_weights(self, x: Any, batch_size: int | None = None) -> np.ndarray:
+        """Returns the mixing weights for each example.
+
+        Args:
+            x: What `predict` takes.
+            batch_size: As in `predict`.
+
+        Returns:
+            Array of shape `(b, …, e)`.
+        """
+        return introspection.predict_inside(self, "weights", x, batch_size)
+
+    def expert_outputs(self, x: Any, batch_size: int | None = None) -> Any:
+        """Returns every expert's output for each example.
+
+        Args:
+            x: What `predict` takes.
+            batch_size: As in `predict`.
+
+        Returns:
+            Array of shape `(b, …, e, …, u)`: the expert axis comes right after the routed axes.
+            Where the experts return a list or dict, such a structure of arrays.
+        """
+        return introspection.predict_inside(self, "outputs", x, batch_size)
 
     def compute_output_shape(self, input_shape: Shapes) -> Shapes:
         """Returns the merged output's shape."""

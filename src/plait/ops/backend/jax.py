@@ -131,7 +131,7 @@ def _take_rows_backward(inverse, gradient):
 _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
-def clear_gradients(groups, output):
+def clear_gradients(groups, outputs):
     """Does nothing: gradients are not kept with the variables."""
 
 

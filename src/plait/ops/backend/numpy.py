@@ -63,7 +63,7 @@ def take_rows(tensor, index, inverse):
     return np.concatenate([tensor, zero])[index]
 
 
-def clear_gradients(groups, output):
+def clear_gradients(groups, outputs):
     """Does nothing: gradients are not kept with the variables."""
 
 

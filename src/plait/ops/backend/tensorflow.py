@@ -107,7 +107,7 @@ def _take(tensor, index):
     return tf.gather(padded, index)
 
 
-def clear_gradients(groups, output):
+def clear_gradients(groups, outputs):
     """Does nothing: gradients are not kept with the variables."""
 
 
