@@ -72,7 +72,7 @@ def copy_with_weights(
                 original.save_assets(folder)
                 own.load_assets(folder)
     for own, original in zip(copy.variables, layer.variables, strict=True):
-        own.assign(original.value)
+        own.assign(ops.copy(original.value))  # JAX deletes arrays of a model that is trained
         own.trainable = original.trainable
     refresh_adapted(copy)
     check_same(copy, layer)

@@ -130,7 +130,7 @@ def expert(mixture: "OfExperts", i: int) -> keras.Model:
     if not layer.built:
         layer(_input_specs(mixture, i))
     for variable, value in zip(layer.variables, state.bank.values(i), strict=True):
-        variable.assign(value)
+        variable.assign(ops.copy(value))  # JAX deletes arrays of a model that is trained
     return model
 
 
