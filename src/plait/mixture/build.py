@@ -247,6 +247,32 @@ def merged_spec(
     return keras.KerasTensor(shape, merged_dtype([output.dtype], compute_dtype))
 
 
+def parts_specs(
+    model: "OfExperts", inputs: Nested, scores: keras.KerasTensor
+) -> tuple[keras.KerasTensor, Nested]:
+    """Returns shapes and dtypes of weights and of all experts' outputs.
+
+    Args:
+        model: A built mixture, or another model of experts.
+        inputs: Its symbolic inputs.
+        scores: Symbolic scores `(b, …, e)`, or of fewer experts.
+    """
+    count, routed = model.num_experts, len(scores.shape) - 1
+    outputs = expert_specs(model.state, select_each(inputs, model.state.selectors), scores)
+    experts = tree.map_structure(
+        lambda spec: keras.KerasTensor(
+            (
+                *merge(scores.shape[:-1], spec.shape[:routed]),
+                count,
+                *spec.shape[routed:],
+            ),
+            spec.dtype,
+        ),
+        outputs,
+    )
+    return keras.KerasTensor((*scores.shape[:-1], count), scores.dtype), experts
+
+
 def empty_outputs(model: "OfExperts", inputs: Nested) -> Nested:
     """Returns an empty batch: PyTorch and TensorFlow have no maximum over no rows."""
     return tree.map_structure(

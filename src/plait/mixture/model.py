@@ -19,6 +19,7 @@ from plait.mixture.build import (
     check_single_output,
     empty_outputs,
     merged_specs,
+    parts_specs,
     replaced,
 )
 from plait.mixture.forward import (
@@ -34,6 +35,7 @@ from plait.mixture.inputs import Selector, select, selectors
 from plait.mixture.objective import PartsModel
 from plait.mixture.of_experts import OfExperts
 from plait.mixture.state import MixtureState
+from plait.mixture.watching import Call, tell, unwatched, watched
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.combine import merge_chosen, merge_stacked
 from plait.ops.routing import Routing
@@ -184,10 +186,11 @@ class Mixture(OfExperts, PartsModel):
             return empty_outputs(self, inputs)
         routing = self.route(inputs, training, mask)
         fed = self.fed(inputs, mask)
-        if self.may_dispatch(routing, fed, training):
-            merged = self._merge_chosen(routing, fed, training)
-        else:
-            merged = self._merge_every(routing, fed, training)
+        with unwatched():
+            if self.may_dispatch(routing, fed, training):
+                merged = self._merge_chosen(routing, fed, training)
+            else:
+                merged = self._merge_every(routing, fed, training)
         for loss in merged.losses:
             self.add_loss(loss)
         if training:
@@ -206,10 +209,14 @@ class Mixture(OfExperts, PartsModel):
         if mask is not None:
             part = attach_masks(part, tree.flatten(self.gate_part(mask)))
         scores = self.gate(part, training=training)
-        if self.router is None:
-            return Routing(scores)
         # Steps that are masked count in no balance term and take none of an expert's capacity.
-        return self.router.route(scores, training=training, mask=masks_of(scores)[0])
+        rows = masks_of(scores)[0] if self.router is not None or watched() else None
+        if self.router is None:
+            routing = Routing(scores)
+        else:
+            routing = self.router.route(scores, training=training, mask=rows)
+        tell(Call(self, None, list(range(self.num_experts)), routing, rows, inputs, mask))
+        return routing
 
     def parts_inside(
         self, inputs: Nested, mask: Nested, with_outputs: bool
@@ -217,6 +224,13 @@ class Mixture(OfExperts, PartsModel):
         """Returns weights and experts' outputs; see `OfExperts.parts_inside`."""
         routing = self.route(inputs, False, mask)
         return routing.weights, self.outputs_inside(routing, inputs, mask) if with_outputs else None
+
+    def parts_specs(self, inputs: Nested) -> tuple[keras.KerasTensor, Nested]:
+        """Returns shapes and dtypes of weights and experts' outputs."""
+        scores = self.gate.compute_output_spec(self.gate_part(inputs))
+        if self.router is not None:
+            scores = self.router.compute_output_spec(scores)
+        return parts_specs(self, inputs, scores)
 
     def _merge_every(self, routing: Routing, fed: Fed, training: bool) -> Merged:
         """Runs every expert on every row, and merges."""

@@ -22,6 +22,7 @@ from plait.mixture.build import (
     merged_spec,
     namesakes,
     note_inputs,
+    parts_specs,
     replaced,
     warn_of_the_gate,
 )
@@ -40,6 +41,7 @@ from plait.mixture.tasks import (
     members_of,
     towers_of,
 )
+from plait.mixture.watching import Call, tell, unwatched, watched
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.routing import Routing
 from plait.ops.union import spread
@@ -237,10 +239,13 @@ class MultiGateMixture(OfExperts):
                     part, tree.flatten(select(mask, task.reads, f"the gate of {task.name!r}"))
                 )
             scores = task.gate(part, training=training)
+            rows = masks_of(scores)[0] if task.router is not None or watched() else None
             if task.router is None:
-                found.append(Routing(scores))
+                routing = Routing(scores)
             else:
-                found.append(task.router.route(scores, training=training, mask=masks_of(scores)[0]))
+                routing = task.router.route(scores, training=training, mask=rows)
+            tell(Call(self, task.name, task.experts, routing, rows, inputs, mask))
+            found.append(routing)
         return found
 
     def call(self, inputs: Nested, training: bool | None = None, mask: Nested = None) -> Nested:
@@ -250,7 +255,9 @@ class MultiGateMixture(OfExperts):
             raise replaced(self)
         if tree.flatten(inputs)[0].shape[0] == 0:
             return empty_outputs(self, inputs)
-        merged = self._merge(self.route(inputs, training, mask), self.fed(inputs, mask), training)
+        routings = self.route(inputs, training, mask)
+        with unwatched():
+            merged = self._merge(routings, self.fed(inputs, mask), training)
         for loss in merged.losses:
             self.add_loss(loss)
         outputs = {
@@ -290,6 +297,17 @@ class MultiGateMixture(OfExperts):
         if not with_outputs:
             return ops.stack(weights, axis=-2), None
         return ops.stack(weights, axis=-2), self.outputs_inside(Routing(weights[0]), inputs, mask)
+
+    def parts_specs(self, inputs: Nested) -> tuple[keras.KerasTensor, Nested]:
+        """Returns shapes and dtypes of weights `(b, …, t, e)` and experts' outputs."""
+        task = self.tasks()[0]
+        part = select(inputs, task.reads, f"the gate of {task.name!r}")
+        scores = task.gate.compute_output_spec(part)
+        if task.router is not None:
+            scores = task.router.compute_output_spec(scores)
+        weights, experts = parts_specs(self, inputs, scores)
+        shape = (*weights.shape[:-1], len(self.tasks()), weights.shape[-1])
+        return keras.KerasTensor(shape, weights.dtype), experts
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> None:
         """The outputs' masks are attached in `call`, where the experts' are known."""

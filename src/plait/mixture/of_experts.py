@@ -1,7 +1,7 @@
 """What a mixture of one gate and one of several have in common: experts, files, compiling."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -18,6 +18,9 @@ from plait.mixture.state import MixtureState
 from plait.ops.routing import Routing
 from plait.ops.shapes import map_shapes
 from plait.typing import Config, Nested, Shapes, Tensor
+
+if TYPE_CHECKING:
+    from plait.mixture.with_parts import WithParts
 
 
 class OfExperts(BaseModel):
@@ -110,6 +113,35 @@ class OfExperts(BaseModel):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `parts_inside`.")
 
+    def parts_specs(self, inputs: Nested) -> tuple[keras.KerasTensor, Nested]:
+        """Returns shapes and dtypes of what `parts_inside` gives for symbolic inputs."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `parts_specs`.")
+
+    def input_specs(self, input_shape: Shapes) -> Nested:
+        """Returns symbolic inputs of given shapes."""
+        return specs_of(input_shape, self.state.input_dtype)
+
+    def with_parts(self) -> "WithParts":
+        """Returns a model that also returns the weights and the experts' outputs.
+
+        Its outputs are a dict: `"output"`, what this model returns; `"weights"`, as `gate_weights`;
+        `"experts"`, as `expert_outputs`. It can be saved, exported, used in a functional model and
+        trained, and its variables are those of this model. For a mixture that is a layer of a
+        functional model, call it on what the mixture is called on: `mix.with_parts()(mix.input)`.
+
+        Example:
+        >>> import keras, plait
+        >>> mix = plait.Mixture([keras.layers.Dense(3), keras.layers.Dense(3)], name="moe")
+        >>> inputs = keras.Input((4,))
+        >>> model = keras.Model(inputs, keras.layers.Softmax()(mix(inputs)))
+        >>> inside = keras.Model(model.inputs, mix.with_parts()(mix.input))
+        >>> {name: tuple(part.shape) for name, part in inside.output.items()}
+        {'output': (None, 3), 'weights': (None, 2), 'experts': (None, 2, 3)}
+        """
+        from plait.mixture.with_parts import WithParts
+
+        return WithParts(self)
+
     def outputs_inside(self, routing: Routing, inputs: Nested, mask: Nested) -> Nested:
         """Returns the outputs of every expert for every row, leaves `(b, …, e, …, u)`."""
         outputs = self.every_output(routing, inputs, False, mask).outputs
@@ -154,7 +186,7 @@ class OfExperts(BaseModel):
 
     def compute_output_shape(self, input_shape: Shapes) -> Shapes:
         """Returns the merged output's shape."""
-        spec = self.compute_output_spec(specs_of(input_shape, self.state.input_dtype))
+        spec = self.compute_output_spec(self.input_specs(input_shape))
         return tree.map_structure_up_to(spec, lambda leaf: tuple(leaf.shape), spec)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
