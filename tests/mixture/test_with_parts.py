@@ -86,7 +86,7 @@ def test_inner_features_of_one_expert_are_reached(kind, rng):
     mix = KINDS[kind]()
     expert = mix.expert(1)
     x = rng.normal(size=(3, D)).astype("float32")
-    features = keras.Model(expert.inputs, [expert.layers[-2].output, expert.outputs[0]])
+    features = keras.Model(expert.inputs[0], [expert.layers[-2].output, expert.outputs[0]])
     hidden, output = as_numpy(features(x))
     assert hidden.shape == (3, 5)
     np.testing.assert_allclose(output, mix.expert_outputs(x)[:, 1], atol=1e-6)
