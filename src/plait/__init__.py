@@ -5,12 +5,13 @@ from plait import default_backend
 default_backend.pick()  # before anything imports Keras
 
 from plait import callbacks, layers, losses, metrics, ops, routers, tables, training  # noqa: E402
-from plait.mixture import Mixture  # noqa: E402
+from plait.mixture import Mixture, MultiGateMixture  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Mixture",
+    "MultiGateMixture",
     "callbacks",
     "layers",
     "losses",

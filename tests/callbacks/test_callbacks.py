@@ -17,6 +17,7 @@ def data(rng):
 
 
 def mixture(**arguments):
+    arguments = {"name": "moe", **arguments}
     mix = plait.Mixture([keras.layers.Dense(1) for _ in range(3)], **arguments)
     mix.compile(keras.optimizers.SGD(0.01), "mse")
     return mix
@@ -36,10 +37,12 @@ def test_the_history_holds_usage_entropy_and_dead_experts(data):
     history = mix.fit(x, y, epochs=2, verbose=0, callbacks=[BalanceMonitor(x)]).history
     weights = mix.gate_weights(x)
     for expert in range(3):
-        assert history[f"usage_{expert}"][1] == pytest.approx(weights[:, expert].mean(), rel=1e-4)
+        assert history[f"moe/usage_{expert}"][1] == pytest.approx(
+            weights[:, expert].mean(), rel=1e-4
+        )
     entropy = -(weights * np.log(weights)).sum(axis=1).mean()
-    assert history["gate_entropy"][1] == pytest.approx(entropy, rel=1e-4)
-    assert history["dead_experts"] == [0, 0]
+    assert history["moe/entropy"][1] == pytest.approx(entropy, rel=1e-4)
+    assert history["moe/dead"] == [0, 0]
 
 
 def test_callbacks_that_come_later_see_the_numbers(data, tmp_path):
@@ -47,27 +50,24 @@ def test_callbacks_that_come_later_see_the_numbers(data, tmp_path):
     path = tmp_path / "log.csv"
     callbacks = [BalanceMonitor(x), keras.callbacks.CSVLogger(path)]
     mixture().fit(x, y, verbose=0, callbacks=callbacks)
-    assert "gate_entropy" in path.read_text().splitlines()[0]
+    assert "moe/entropy" in path.read_text().splitlines()[0]
 
 
 def test_a_collapse_is_warned_of_once_and_says_what_to_do(data):
     x, y = data
     mix = collapsed(mixture(), x)
-    said = r"Experts \[1, 2\] of 3 .* after epoch 2.*load_balance"
+    said = r"Experts \[1, 2\] of 3 in 'moe' .* after epoch 2.*load_balance"
     with pytest.warns(UserWarning, match=said) as w:
         history = mix.fit(x, y, epochs=4, verbose=0, callbacks=[BalanceMonitor(x, patience=2)])
     assert sum("hardly used" in str(each.message) for each in w) == 1
-    assert history.history["dead_experts"] == [2] * 4
+    assert history.history["moe/dead"] == [2] * 4
 
 
-def test_a_mixture_inside_a_model_is_watched_by_name(data):
+def test_a_model_without_a_mixture_is_named(data):
     x, y = data
-    mix = mixture()
-    model = keras.Sequential([keras.Input((3,)), mix])
+    model = keras.Sequential([keras.layers.Dense(1)], name="plain")
     model.compile("sgd", "mse")
-    history = model.fit(x, y, verbose=0, callbacks=[BalanceMonitor(x, mixture=mix)]).history
-    assert "usage_2" in history
-    with pytest.raises(TypeError, match=r"of type Sequential.* Pass the mixture inside it"):
+    with pytest.raises(TypeError, match=r"the model 'plain' of type Sequential"):
         model.fit(x, y, verbose=0, callbacks=[BalanceMonitor(x)])
 
 

@@ -507,3 +507,21 @@ def test_the_summary_shows_experts_with_shapes_and_counts_and_no_helper(way):
         assert shown == {f"net_{i}": [shape, str(count)] for i in range(L)}
     else:
         assert shown == {f"{L} × net_0": [shape, many]}  # noqa: RUF001
+
+
+def test_copies_of_unlike_experts_share_no_arrays_with_them(rng):
+    """Keras on JAX deletes the arrays of a model that it trains or predicts with."""
+    experts = [
+        keras.Sequential([keras.Input((3,)), *map(keras.layers.Dense, widths)])
+        for widths in ([2], [5, 2])
+    ]
+    mixture = plait.Mixture(experts, copy_experts=True)
+    mixture.compile("sgd", "mse")
+    x = rng.normal(size=(4, 3)).astype("float32")
+    before = [as_numpy(expert(x)) for expert in experts]
+    mixture.predict(x, verbose=0)
+    taken = mixture.expert(0)
+    mixture.fit(x, before[0], verbose=0)
+    for left, expert in zip(before, [taken, experts[1]], strict=True):
+        np.testing.assert_allclose(as_numpy(expert(x)), left, atol=1e-6)
+    np.testing.assert_allclose(as_numpy(experts[0](x)), before[0], atol=1e-6)

@@ -1,48 +1,56 @@
-"""Watches how a mixture uses its experts while it trains."""
+"""Watches how every mixture of a model uses its experts while it trains."""
 
 import warnings
 from typing import Any
 
 import keras
+from keras import ops
 
+from plait.callbacks.looking import Look, Looker, mixtures_in
 from plait.errors import message
-from plait.metrics import DeadExperts, ExpertUsage, GateEntropy
+from plait.ops.usage import gate_entropy, idle
 
 
 class BalanceMonitor(keras.callbacks.Callback):
-    """Logs each expert's share, the gate's entropy and the dead experts after every epoch.
+    """Logs what each mixture of a model does with its experts after every epoch.
 
-    The logs hold `usage_0`, `usage_1`, …, `gate_entropy` and `dead_experts`, and so does the
-    history; other callbacks, such as `keras.callbacks.TensorBoard`, see them where they come later
-    in the list. If experts stay dead for some epochs, one warning says what to do.
+    For a mixture named `moe_0` the logs hold `moe_0/usage_3`, expert 3's share of all weight;
+    `moe_0/entropy`, the mean entropy of the weights in nats; `moe_0/dead`, how many experts are
+    hardly used; and `moe_0/dropped`, the share of choices that a capacity drops, where there is
+    one. A mixture of several gates has them for each task, `moe_0/income/usage_3`; a mixture that
+    is part of an expert under `moe_0/expert_2/inner/usage_3`. Two mixtures of one name are told
+    apart by a number.
+
+    The model is run on `x` as it is when it predicts; mixtures are found at any depth. Rows that
+    are masked do not count. The history holds the numbers, and callbacks that come later in the
+    list, such as `keras.callbacks.TensorBoard` and `CSVLogger`, see them. If experts stay dead for
+    some epochs, one warning says where and what to do.
 
     Args:
-        x: Inputs on which the gate is looked at, as for `predict`; a part of the validation data
-            will do.
-        mixture: The mixture, where it is not the model itself.
+        x: Inputs of the model, as for `predict`; a part of the validation data will do.
         threshold: An expert is dead with less than `threshold / e` of all weight.
         patience: For how many epochs in a row experts are dead before the warning.
         batch_size: As in `predict`.
 
     Raises:
         ValueError: If `patience` is no positive integer.
-        TypeError: If the model is no mixture and none was given.
+        TypeError: If there is no mixture in the model.
 
     Example:
     >>> import keras, numpy as np, plait
-    >>> mix = plait.Mixture([keras.layers.Dense(1), keras.layers.Dense(1)])
-    >>> mix.compile("sgd", "mse")
+    >>> moe = plait.Mixture(keras.layers.Dense(4), num_experts=2, name="moe")
+    >>> model = keras.Sequential([moe, keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
     >>> x = np.ones((8, 2), "float32")
     >>> monitor = plait.callbacks.BalanceMonitor(x)
-    >>> history = mix.fit(x, x[:, :1], verbose=0, callbacks=[monitor]).history
+    >>> history = model.fit(x, x[:, :1], verbose=0, callbacks=[monitor]).history
     >>> sorted(history)
-    ['dead_experts', 'gate_entropy', 'loss', 'usage_0', 'usage_1']
+    ['loss', 'moe/dead', 'moe/entropy', 'moe/usage_0', 'moe/usage_1']
     """
 
     def __init__(
         self,
         x: Any,
-        mixture: Any = None,
         *,
         threshold: float = 0.01,
         patience: int = 1,
@@ -58,53 +66,61 @@ class BalanceMonitor(keras.callbacks.Callback):
                 )
             )
         self.x = x
-        self.mixture = mixture
         self.threshold = threshold
         self.patience = patience
         self.batch_size = batch_size
+        self._looker: Looker | None = None
         self._warned = False
-        self._dead_epochs = 0
+        self._dead_epochs: dict[str, int] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks that there is a mixture to look at."""
-        if not hasattr(self._watched(), "gate_weights"):
+        if not mixtures_in(self.model):
             raise TypeError(
                 message(
-                    "BalanceMonitor watches a plait.Mixture",
-                    f"a model of type {type(self._watched()).__name__}",
-                    "Pass the mixture inside it as BalanceMonitor(x, mixture=…)",
+                    "BalanceMonitor watches the mixtures of a model",
+                    f"the model {self.model.name!r} of type {type(self.model).__name__}, which "
+                    "has no plait.Mixture among its layers",
+                    "Keep the mixture in an attribute of the model, as Keras asks of any layer",
                 )
             )
+        self._looker = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks at the gate and adds what it sees to the logs."""
-        weights = self._watched().gate_weights(self.x, batch_size=self.batch_size)
-        num_experts = weights.shape[-1]
-        usage = ExpertUsage(num_experts)
-        entropy, dead = GateEntropy(), DeadExperts(num_experts, self.threshold)
-        for metric in (usage, entropy, dead):
-            metric.update_state(weights)
-        found = {**usage.result(), entropy.name: entropy.result(), dead.name: dead.result()}
-        found = {key: float(value) for key, value in found.items()}
-        if logs is not None:
-            logs.update(found)
-        self._dead_epochs = self._dead_epochs + 1 if found[dead.name] else 0
-        if self._dead_epochs >= self.patience and not self._warned:
+        """Runs the model on `x` and adds what its gates do to the logs."""
+        if self._looker is None:
+            self._looker = Looker(self.model)
+        collapsed = []
+        for look in self._looker.looks(self.x, self.batch_size):
+            dead = self._add(look, {} if logs is None else logs)
+            self._dead_epochs[look.name] = self._dead_epochs.get(look.name, 0) + 1 if dead else 0
+            if self._dead_epochs[look.name] >= self.patience:
+                collapsed.append((look, dead))
+        if collapsed and not self._warned:
             self._warned = True
-            self._warn(epoch, found, num_experts)
+            self._warn(epoch, collapsed)
 
-    def _warn(self, epoch: int, found: dict[str, float], num_experts: int) -> None:
-        dead = [
-            expert
-            for expert in range(num_experts)
-            if found[f"usage_{expert}"] * num_experts < self.threshold
-        ]
+    def _add(self, look: Look, logs: dict[str, Any]) -> list[int]:
+        """Adds the numbers of one gate to the logs, and returns its dead experts."""
+        total = look.weights.sum(axis=0)
+        usage = total / max(total.sum(), 1e-30)
+        dead = ops.convert_to_numpy(idle(usage, self.threshold)) & bool(total.sum() > 0)
+        for expert, share in zip(look.experts, usage, strict=True):
+            logs[f"{look.name}/usage_{expert}"] = float(share)
+        entropies = ops.convert_to_numpy(gate_entropy(look.weights))
+        logs[f"{look.name}/entropy"] = float(entropies.mean()) if len(entropies) else 0.0
+        logs[f"{look.name}/dead"] = float(dead.sum())
+        if look.dropped is not None:
+            logs[f"{look.name}/dropped"] = look.dropped
+        return [expert for expert, is_dead in zip(look.experts, dead, strict=True) if is_dead]
+
+    def _warn(self, epoch: int, collapsed: list[tuple[Look, list[int]]]) -> None:
+        said = "; ".join(
+            f"experts {dead} of {len(look.experts)} in {look.name!r}" for look, dead in collapsed
+        )
         warnings.warn(
-            f"Experts {dead} of {num_experts} are hardly used after epoch {epoch + 1}: the gate "
+            f"{said[0].upper()}{said[1:]} are hardly used after epoch {epoch + 1}: the gate "
             "has collapsed onto the others. Give the router load_balance=0.01, or bias_update_rate="
             "0.001 under TopK; lower the learning rate of the start; or use fewer experts.",
             stacklevel=2,
         )
-
-    def _watched(self) -> Any:
-        return self.model if self.mixture is None else self.mixture

@@ -82,7 +82,11 @@ def build(name: str, plan: Plan) -> "plait.Mixture":
     gate: Any = None if plan.gate == "linear" else "constant"
     if plan.gate == "mlp":
         gate = keras.Sequential(
-            [*_start(plan), keras.layers.Dense(plan.hidden, "relu"), keras.layers.Dense(plan.experts)]
+            [
+                *_start(plan),
+                keras.layers.Dense(plan.hidden, "relu"),
+                keras.layers.Dense(plan.experts),
+            ]
         )
         router = plait.routers.Softmax()
         return plait.Mixture(template, num_experts=plan.experts, gate=gate, router=router)
@@ -150,7 +154,12 @@ class Trainer:
         rows = math.ceil(plan.rows / plan.batch) * plan.batch
         rng = np.random.default_rng(seed)
         # Every epoch has the same number of rows: all of them, some drawn again.
-        order = np.concatenate([np.tile(np.arange(len(x)), rows // len(x)), rng.choice(len(x), rows % len(x), replace=False)])
+        order = np.concatenate(
+            [
+                np.tile(np.arange(len(x)), rows // len(x)),
+                rng.choice(len(x), rows % len(x), replace=False),
+            ]
+        )
         history = model.fit(
             x[order],
             y[order],
@@ -184,4 +193,14 @@ class Trainer:
         return new
 
 
-__all__ = ["AVERAGE", "CANDIDATES", "MIXTURE", "NETWORK", "TITLES", "Plan", "Trainer", "build", "plan_for"]
+__all__ = [
+    "AVERAGE",
+    "CANDIDATES",
+    "MIXTURE",
+    "NETWORK",
+    "TITLES",
+    "Plan",
+    "Trainer",
+    "build",
+    "plan_for",
+]

@@ -6,6 +6,7 @@ its tensors.
 """
 
 import functools
+from typing import Any
 
 import keras
 
@@ -27,7 +28,7 @@ def with_public_optimizers(config: Config) -> Config:
     return _renamed(config)
 
 
-def _renamed(entry: object) -> object:
+def _renamed(entry: Any) -> Any:
     if isinstance(entry, (list, tuple)):
         return [_renamed(item) for item in entry]
     if not isinstance(entry, dict):
@@ -56,7 +57,7 @@ def _register() -> None:
 
 
 @functools.cache
-def _classes() -> dict[str, type]:
+def _classes() -> dict[str, Any]:
     """Returns Keras' optimizers, by name."""
     found = vars(keras.optimizers).items()
     return {

@@ -72,7 +72,7 @@ def copy_with_weights(
                 original.save_assets(folder)
                 new.load_assets(folder)
     for new, original in zip(copy.variables, layer.variables, strict=True):
-        new.assign(original.value)
+        new.assign(ops.copy(original.value))  # JAX deletes arrays of a model that is trained
         new.trainable = original.trainable
     refresh_adapted(copy)
     check_same(copy, layer)

@@ -23,10 +23,12 @@ from plait.mixture.specs import (
 from plait.mixture.state import MixtureState
 from plait.ops.combine import merged_dtype
 from plait.ops.shapes import merge
+from plait.routers import Router
 from plait.typing import Nested, Shape, Shapes
 
 if TYPE_CHECKING:
     from plait.mixture.model import Mixture
+    from plait.mixture.of_experts import OfExperts
 
 EXECUTIONS = ("auto", "loop", "stacked")
 
@@ -108,44 +110,88 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
     Raises:
         ValueError: If gate and experts do not fit together.
     """
-    state, sparse = mixture.state, mixture.is_sparse
-    state.input_shape = input_shape
-    inputs = specs_of(input_shape, state.input_dtype)
+    inputs = note_inputs(mixture, input_shape)
     part = select(inputs, mixture.gate_inputs, "the gate")
-    scores = check_gate(output_specs(mixture.gate, part), mixture.gate, mixture.num_experts)
-    weights_shape = state.weights_shape = tuple(scores.shape)
-    if mixture.router is not None and not mixture.router.built:
-        mixture.router.build(weights_shape)
-    if mixture.router is not None:
-        mixture.router.report_as(mixture.name)
-    fed = select_each(inputs, state.selectors)
-    rows = _row_specs(mixture, fed, weights_shape) if sparse else None
-    state.dispatches = rows is not None
-    state.built_bank, owned = make_experts(
-        state, mixture.num_experts, fed if rows is None else rows, mixture.execution
-    )
-    state.output_specs = expert_specs(state, fed, scores)
-    check_rank_rule(weights_shape, state.output_specs)
-    note_namesakes(mixture, owned)
-    _warn_of_the_gate(mixture)
+    scores = build_gate(mixture.gate, mixture.router, part, mixture.num_experts, mixture.name)
+    owned = build_experts(mixture, inputs, scores)
+    by_default = mixture.state.gate is None
+    warn_of_the_gate(mixture, mixture.gate, mixture.router, by_default=by_default)
     return owned
 
 
-def note_namesakes(mixture: "Mixture", owned: Sequence[keras.layers.Layer]) -> None:
+def note_inputs(model: "OfExperts", input_shape: Shapes) -> Nested:
+    """Notes the shapes of a model's inputs, and returns symbolic ones."""
+    model.state.input_shape = input_shape
+    return specs_of(input_shape, model.state.input_dtype)
+
+
+def build_gate(
+    gate: keras.layers.Layer, router: Router | None, part: Nested, num_experts: int, name: str
+) -> keras.KerasTensor:
+    """Builds a gate and its router, whose metrics are called after `name`.
+
+    Args:
+        gate: The gate.
+        router: What makes weights of its scores, or `None`.
+        part: Symbolic input of the gate.
+        num_experts: How many experts it scores.
+        name: Of the mixture.
+
+    Returns:
+        The symbolic scores `(b, …, e)`.
+    """
+    scores = check_gate(output_specs(gate, part), gate, num_experts)
+    if router is not None and not router.built:
+        router.build(tuple(scores.shape))
+    if router is not None:
+        router.report_as(name)
+    return scores
+
+
+def build_experts(
+    model: "OfExperts", inputs: Nested, scores: keras.KerasTensor
+) -> list[keras.layers.Layer]:
+    """Builds the experts for symbolic inputs and scores, and fills in the model's state.
+
+    Args:
+        model: A mixture, or another model of experts.
+        inputs: Its symbolic inputs.
+        scores: Symbolic scores `(b, …, e)`, or of fewer experts.
+
+    Returns:
+        The layers that own the experts' variables, where the model does.
+    """
+    state = model.state
+    weights_shape = state.weights_shape = (*scores.shape[:-1], model.num_experts)
+    fed = select_each(inputs, state.selectors)
+    rows = _row_specs(model, fed, weights_shape) if model.is_sparse else None
+    state.dispatches = rows is not None
+    state.built_bank, owned = make_experts(
+        state, model.num_experts, fed if rows is None else rows, model.execution
+    )
+    state.output_specs = expert_specs(state, fed, scores)
+    check_rank_rule(weights_shape, state.output_specs)
+    note_namesakes(model, owned)
+    return owned
+
+
+def note_namesakes(model: "OfExperts", owned: Sequence[keras.layers.Layer]) -> None:
     """Notes which variables share a path: Keras clears gradients on PyTorch by path.
 
     Args:
-        mixture: The mixture.
-        owned: The layers that own the experts' variables, where the mixture does.
+        model: A mixture, or another model of experts.
+        owned: The layers that own the experts' variables, where the model does.
     """
     by_path = defaultdict(list)
-    layers = [*(owned or mixture.state.given), mixture.gate]
+    layers = [*(owned or model.state.given), *model.other_layers()]
     for variable in {id(v): v for layer in layers for v in layer.variables}.values():
         by_path[variable.path].append(variable)
-    mixture.state.namesakes = [group for group in by_path.values() if len(group) > 1]
+    model.state.namesakes = [group for group in by_path.values() if len(group) > 1]
 
 
-def _row_specs(mixture: "Mixture", fed: list[Nested], weights_shape: Shape) -> list[Nested] | None:
+def _row_specs(
+    mixture: "OfExperts", fed: list[Nested], weights_shape: Shape
+) -> list[Nested] | None:
     """Returns the specs of one row each, or `None` where experts cannot run row by row."""
     state, rank = mixture.state, len(weights_shape) - 1
     if rank == 1:
@@ -193,22 +239,55 @@ def merged_specs(mixture: "Mixture", inputs: Nested) -> Nested:
         if mixture.objective is not None:
             stacked = keras.KerasTensor((mixture.num_experts, *spec.shape), spec.dtype)
             spec = keras.KerasTensor(mixture.objective.mean(stacked).shape[1:], spec.dtype)
-        routed = len(weights.shape) - 1
-        shape = merge(weights.shape[:-1], spec.shape[:routed]) + spec.shape[routed:]
-        return keras.KerasTensor(shape, merged_dtype([spec.dtype], mixture.compute_dtype))
+        return merged_spec(weights, spec, mixture.compute_dtype)
 
     return tree.map_structure(merged, outputs)
 
 
-def empty_outputs(mixture: "Mixture", inputs: Nested) -> Nested:
+def merged_spec(
+    weights: keras.KerasTensor, output: keras.KerasTensor, compute_dtype: str
+) -> keras.KerasTensor:
+    """Returns shape and dtype of one output that is merged by weights `(b, …, e)`."""
+    routed = len(weights.shape) - 1
+    shape = merge(weights.shape[:-1], output.shape[:routed]) + output.shape[routed:]
+    return keras.KerasTensor(shape, merged_dtype([output.dtype], compute_dtype))
+
+
+def parts_specs(
+    model: "OfExperts", inputs: Nested, scores: keras.KerasTensor
+) -> tuple[keras.KerasTensor, Nested]:
+    """Returns shapes and dtypes of weights and of all experts' outputs.
+
+    Args:
+        model: A built mixture, or another model of experts.
+        inputs: Its symbolic inputs.
+        scores: Symbolic scores `(b, …, e)`, or of fewer experts.
+    """
+    count, routed = model.num_experts, len(scores.shape) - 1
+    outputs = expert_specs(model.state, select_each(inputs, model.state.selectors), scores)
+    experts = tree.map_structure(
+        lambda spec: keras.KerasTensor(
+            (
+                *merge(scores.shape[:-1], spec.shape[:routed]),
+                count,
+                *spec.shape[routed:],
+            ),
+            spec.dtype,
+        ),
+        outputs,
+    )
+    return keras.KerasTensor((*scores.shape[:-1], count), scores.dtype), experts
+
+
+def empty_outputs(model: "OfExperts", inputs: Nested) -> Nested:
     """Returns an empty batch: PyTorch and TensorFlow have no maximum over no rows."""
     return tree.map_structure(
         lambda spec: ops.zeros([size or 0 for size in spec.shape], spec.dtype),
-        merged_specs(mixture, inputs),
+        model.compute_output_spec(inputs),
     )
 
 
-def replaced(mixture: "Mixture") -> ValueError:
+def replaced(mixture: "OfExperts") -> ValueError:
     """Returns the error for a mixture whose list of experts was assigned to."""
     return ValueError(
         message(
@@ -219,15 +298,24 @@ def replaced(mixture: "Mixture") -> ValueError:
     )
 
 
-def _warn_of_the_gate(mixture: "Mixture") -> None:
-    """Warns of a gate whose output visibly is not what the router takes, or no weights."""
-    state, gate, router = mixture.state, mixture.gate, mixture.router
+def warn_of_the_gate(
+    model: "OfExperts", gate: keras.layers.Layer, router: Router | None, *, by_default: bool
+) -> None:
+    """Warns of a gate whose output visibly is not what the router takes, or no weights.
+
+    Args:
+        model: The mixture.
+        gate: The gate.
+        router: Its router, or `None`.
+        by_default: Whether the caller left the gate to plait.
+    """
+    state = model.state
     by_step = [spec for spec in tree.flatten(state.output_specs) if len(spec.shape) == 3]
-    if mixture.is_sparse and state.gate is None and by_step:
+    if model.is_sparse and by_default and by_step:
         state.warn_once(
-            f"The default gate of {mixture.name!r} routes whole examples, outputs of shape "
+            f"The default gate of {model.name!r} routes whole examples, outputs of shape "
             f"{tuple(by_step[0].shape)}. To route each step, pass "
-            f"gate=keras.layers.Dense({mixture.num_experts})."
+            f"gate=keras.layers.Dense({model.num_experts})."
         )
     if router is None:
         if gates.ends_in_raw_scores(gate):

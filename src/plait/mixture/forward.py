@@ -89,7 +89,7 @@ def run_every(
         )
         output_masks = step_masks(outputs, fed.masks)
     if keep is not None:
-        outputs = _without_unchosen(outputs, keep)
+        outputs = without_unchosen(outputs, keep)
     return Parts(routing.weights, outputs, output_masks, losses)
 
 
@@ -121,7 +121,7 @@ def _guarded(
     return guarded, masks
 
 
-def _without_unchosen(outputs: Nested, keep: Tensor) -> Nested:
+def without_unchosen(outputs: Nested, keep: Tensor) -> Nested:
     """Returns outputs `(e, b, …, u)` with zeros where `keep` `(b, …, e)` is false."""
     rank = len(keep.shape)
     keep = ops.transpose(keep, (rank - 1, *range(rank - 1)))

@@ -175,13 +175,14 @@ class FixedWeights(keras.layers.Layer):
 _NAMED = ("constant", "linear", "uniform")
 
 
-def get(gate: GateSpec, num_experts: int) -> keras.layers.Layer:
+def get(gate: GateSpec, num_experts: int, name: str = "gate") -> keras.layers.Layer:
     """Returns the gate that `None`, a name, numbers or a layer stand for.
 
     Args:
         gate: `None` or `"linear"`, `"constant"`, `"uniform"`; a number for each expert; or a Keras
             model or layer.
         num_experts: Number of experts, `e`.
+        name: Name of a gate that is made.
 
     Raises:
         ValueError: If no gate has that name, or the numbers do not count the experts.
@@ -190,13 +191,13 @@ def get(gate: GateSpec, num_experts: int) -> keras.layers.Layer:
     if isinstance(gate, keras.layers.Layer):
         return gate
     if gate is None or (isinstance(gate, str) and gate == "linear"):
-        return LinearGate(num_experts, name="gate")
+        return LinearGate(num_experts, name=name)
     if isinstance(gate, str):
         if gate in ("constant", "uniform"):
-            return ConstantGate(num_experts, learned=gate == "constant", name="gate")
+            return ConstantGate(num_experts, learned=gate == "constant", name=name)
         raise ValueError(choose_from("gate", gate, _NAMED))
     if isinstance(gate, (list, tuple, np.ndarray)):
-        return FixedWeights(_checked(gate, num_experts), name="gate")
+        return FixedWeights(_checked(gate, num_experts), name=name)
     raise TypeError(
         message(
             "`gate` must be a Keras model or layer, None, 'linear', 'constant', 'uniform', or a "
@@ -222,6 +223,11 @@ def _checked(numbers: Sequence[float] | np.ndarray, num_experts: int) -> list[fl
             )
         )
     return [float(weight) for weight in weights]
+
+
+def is_learned(gate: keras.layers.Layer) -> bool:
+    """Whether a gate is one of plait's that gives scores, for a softmax to make weights of."""
+    return isinstance(gate, (LinearGate, ConstantGate))
 
 
 def _last_layer(gate: keras.layers.Layer) -> keras.layers.Layer:

@@ -17,6 +17,7 @@ from plait.typing import Nested
 
 if TYPE_CHECKING:
     from plait.mixture.model import Mixture
+    from plait.mixture.of_experts import OfExperts
 
 _FAMILIES: dict[str, Callable[[bool], Family]] = {
     "binary_crossentropy": lambda logits: families.Bernoulli(from_logits=logits),
@@ -31,7 +32,7 @@ _FAMILIES: dict[str, Callable[[bool], Family]] = {
 class _Inside(keras.Model):
     """Predicts what happens inside a mixture, through Keras' own data handling."""
 
-    def __init__(self, mixture: "Mixture", what: str) -> None:
+    def __init__(self, mixture: "OfExperts", what: str) -> None:
         super().__init__(autocast=False, name=f"{mixture.name}_{what}")
         self.mixture = mixture
         self.what = what
@@ -39,16 +40,13 @@ class _Inside(keras.Model):
     def call(self, inputs: Nested, mask: Nested = None) -> Nested:
         if not self.mixture.built:
             self.mixture(inputs)
-        routing = self.mixture.route(inputs, False, mask)
+        weights, outputs = self.mixture.parts_inside(inputs, mask, self.what != "weights")
         if self.what == "weights":
-            return routing.weights
-        outputs = self.mixture.every_output(routing, inputs, False, mask).outputs
-        routed = len(routing.weights.shape) - 1
-        outputs = tree.map_structure(lambda leaf: ops.moveaxis(leaf, 0, routed), outputs)
-        return outputs if self.what == "outputs" else (routing.weights, outputs)
+            return weights
+        return outputs if self.what == "outputs" else (weights, outputs)
 
 
-def predict_inside(mixture: "Mixture", what: str, x: Any, batch_size: int | None) -> Any:
+def predict_inside(mixture: "OfExperts", what: str, x: Any, batch_size: int | None) -> Any:
     """Returns the `"weights"`, the `"outputs"` or both (`"parts"`) for data, in batches."""
     probes = mixture.state.probes
     if what not in probes:
@@ -77,7 +75,18 @@ def _posterior_objective(mixture: "Mixture") -> MixtureObjective:
     """Returns the objective that says how the target is distributed around an expert's output."""
     if mixture.objective is not None:
         return mixture.objective
-    loss = mixture.loss if mixture.compiled else None
+    return MixtureNLL(family_of(mixture.loss if mixture.compiled else None))
+
+
+def family_of(loss: Any) -> Family:
+    """Returns the family of distributions that a Keras loss stands for.
+
+    Args:
+        loss: What `compile` was given, or `None`.
+
+    Raises:
+        ValueError: If none follows from it.
+    """
     if loss is None:
         received = "a mixture that is not compiled with a loss"
     else:
@@ -85,7 +94,7 @@ def _posterior_objective(mixture: "Mixture") -> MixtureObjective:
         name = name or getattr(loss, "__name__", type(loss).__name__)
         if name in _FAMILIES:
             config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
-            return MixtureNLL(_FAMILIES[name](bool(config.get("from_logits", False))))
+            return _FAMILIES[name](bool(config.get("from_logits", False)))
         received = f"a mixture compiled with loss {name!r}"
     raise ValueError(
         message(
@@ -96,7 +105,7 @@ def _posterior_objective(mixture: "Mixture") -> MixtureObjective:
     )
 
 
-def expert(mixture: "Mixture", i: int) -> keras.Model:
+def expert(mixture: "OfExperts", i: int) -> keras.Model:
     """Returns one expert as a Keras model; see `Mixture.expert`."""
     if not isinstance(i, (int, np.integer)) or not 0 <= i < mixture.num_experts:
         raise IndexError(
@@ -121,24 +130,24 @@ def expert(mixture: "Mixture", i: int) -> keras.Model:
     if not layer.built:
         layer(_input_specs(mixture, i))
     for variable, value in zip(layer.variables, state.bank.values(i), strict=True):
-        variable.assign(value)
+        variable.assign(ops.copy(value))  # JAX deletes arrays of a model that is trained
     return model
 
 
-def _input_specs(mixture: "Mixture", i: int) -> Nested:
+def _input_specs(mixture: "OfExperts", i: int) -> Nested:
     state = mixture.state
     fed = select_each(specs_of(state.input_shape, state.input_dtype), state.selectors)
     return input_of(fed, i)
 
 
-def _as_model(mixture: "Mixture", layer: keras.layers.Layer, i: int) -> keras.Model:
+def _as_model(mixture: "OfExperts", layer: keras.layers.Layer, i: int) -> keras.Model:
     inputs = tree.map_structure(
         lambda spec: keras.Input(spec.shape[1:], dtype=spec.dtype), _input_specs(mixture, i)
     )
     return keras.Model(inputs, layer(inputs), name=layer.name)
 
 
-def _check_built(mixture: "Mixture") -> None:
+def _check_built(mixture: "OfExperts") -> None:
     if not mixture.built:
         raise ValueError(
             message(

@@ -10,8 +10,8 @@ import numpy as np
 from keras import ops, tree
 
 from plait import routers
-from plait.compat import UntrackedList, attach_masks, is_functional, masks_of
-from plait.mixture import gates, introspection, optimizers, serialization
+from plait.compat import UntrackedList, attach_masks, masks_of
+from plait.mixture import gates, introspection, serialization
 from plait.mixture.build import (
     build,
     check_execution,
@@ -19,35 +19,32 @@ from plait.mixture.build import (
     check_single_output,
     empty_outputs,
     merged_specs,
-    note_namesakes,
+    parts_specs,
     replaced,
 )
 from plait.mixture.forward import (
     Fed,
     Merged,
-    Parts,
     run_chosen,
-    run_every,
     step_masks,
     unfold_rows,
 )
-from plait.mixture.inputs import Selector, select, select_each, selectors
+from plait.mixture.inputs import Selector, select, selectors
 from plait.mixture.objective import PartsModel
-from plait.mixture.specs import as_rows, specs_of
+from plait.mixture.of_experts import OfExperts
 from plait.mixture.state import MixtureState
+from plait.mixture.watching import Call, tell, unwatched, watched
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.combine import merge_chosen, merge_stacked
 from plait.ops.routing import Routing
-from plait.ops.shapes import map_shapes
-from plait.ops.tracing import runs_every_expert
-from plait.typing import Config, Nested, Shape, Shapes
+from plait.typing import Config, Nested, Shape, Shapes, Tensor
 
 if TYPE_CHECKING:
     from plait.training.em import EMResult
 
 
 @keras.saving.register_keras_serializable("plait")
-class Mixture(PartsModel):
+class Mixture(OfExperts, PartsModel):
     """Parallel Keras models and a gate as one model: `out = Σ_l w_l(x) · f_l(x)`.
 
     Models that are passed in stay what they are: the mixture's variables are theirs, as in any
@@ -135,39 +132,19 @@ class Mixture(PartsModel):
         shared = self.state.ownership == "shared"
         self.experts = given if shared else UntrackedList(given)
         self.gate = gates.get(gate, self.num_experts)
-        learned = isinstance(self.gate, (gates.LinearGate, gates.ConstantGate))
+        learned = gates.is_learned(self.gate)
         by_caller = isinstance(gate, keras.layers.Layer)
         self.router = routers.get(
             "softmax" if router is None and learned and not by_caller else router
         )
         # Set before `build`: a model around the mixture may be compiled first.
         self.supports_jit = compiles(dispatches=self.is_sparse)
-        self._build_early()
+        self.build_early(gate_inputs is None)
 
     @property
     def is_sparse(self) -> bool:
         """Whether the router gives some experts a weight of zero, so that they need not run."""
         return self.router is not None and self.router.sparse
-
-    def _build_early(self) -> None:
-        """Builds at once where the first expert has a known input, which all read whole."""
-        state, first = self.state, self.state.first
-        reads_whole = state.selectors == [None] and self.gate_inputs is None
-        graph = isinstance(first, keras.Sequential) or is_functional(first)
-        if not (reads_whole and graph and first.built):
-            return
-        inputs = first.inputs[0] if isinstance(first, keras.Sequential) else first.input
-        state.input_dtype = tree.map_structure(lambda spec: spec.dtype, inputs)
-        self.build(tree.map_structure(lambda spec: tuple(spec.shape), inputs))
-
-    def __call__(self, inputs: Nested, *args: Any, **kwargs: Any) -> Nested:
-        """Calls the mixture; an unbuilt one notes the inputs' dtypes, which `build` is not told."""
-        if not self.built:
-            self.state.input_dtype = tree.map_structure(
-                lambda leaf: keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32")),
-                inputs,
-            )
-        return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape: Shapes) -> None:
         """Builds gate and experts, and checks that they fit together."""
@@ -190,6 +167,10 @@ class Mixture(PartsModel):
         check_single_output(self)
         super().attach_objective()
 
+    def other_layers(self) -> list[keras.layers.Layer]:
+        """Returns the gate."""
+        return [self.gate]
+
     def gate_part(self, inputs: Nested) -> Nested:
         """Returns what the gate reads of the inputs."""
         return select(inputs, self.gate_inputs, "the gate")
@@ -202,15 +183,16 @@ class Mixture(PartsModel):
         if tree.flatten(inputs)[0].shape[0] == 0:
             return empty_outputs(self, inputs)
         routing = self.route(inputs, training, mask)
-        fed = self._fed(inputs, mask)
-        if self._may_dispatch(routing, fed, training):
-            merged = self._merge_chosen(routing, fed, training)
-        else:
-            merged = self._merge_every(routing, fed, training)
+        fed = self.fed(inputs, mask)
+        with unwatched():
+            if self.may_dispatch(routing, fed, training):
+                merged = self._merge_chosen(routing, fed, training)
+            else:
+                merged = self._merge_every(routing, fed, training)
         for loss in merged.losses:
             self.add_loss(loss)
         if training:
-            clear_gradients(self.state.namesakes, tree.flatten(merged.outputs)[0])
+            clear_gradients(self.state.namesakes, tree.flatten(merged.outputs))
         return merged.outputs
 
     def route(self, inputs: Nested, training: bool, mask: Nested) -> Routing:
@@ -225,46 +207,32 @@ class Mixture(PartsModel):
         if mask is not None:
             part = attach_masks(part, tree.flatten(self.gate_part(mask)))
         scores = self.gate(part, training=training)
-        if self.router is None:
-            return Routing(scores)
         # Steps that are masked count in no balance term and take none of an expert's capacity.
-        return self.router.route(scores, training=training, mask=masks_of(scores)[0])
+        rows = masks_of(scores)[0] if self.router is not None or watched() else None
+        if self.router is None:
+            routing = Routing(scores)
+        else:
+            routing = self.router.route(scores, training=training, mask=rows)
+        tell(Call(self, None, list(range(self.num_experts)), routing, rows, inputs, mask))
+        return routing
 
-    def _fed(self, inputs: Nested, mask: Nested) -> Fed:
-        """Returns what the experts read, and its masks."""
-        chosen = self.state.selectors
-        fed = select_each(inputs, chosen)
-        if mask is None or all(leaf is None for leaf in tree.flatten(mask)):
-            return Fed(fed, None)
-        return Fed(fed, [tree.flatten(part) for part in select_each(mask, chosen)])
+    def parts_inside(
+        self, inputs: Nested, mask: Nested, with_outputs: bool
+    ) -> tuple[Tensor, Nested]:
+        """Returns weights and experts' outputs; see `OfExperts.parts_inside`."""
+        routing = self.route(inputs, False, mask)
+        return routing.weights, self.outputs_inside(routing, inputs, mask) if with_outputs else None
 
-    def _may_dispatch(self, routing: Routing, fed: Fed, training: bool) -> bool:
-        """Whether experts run on the rows that chose them alone."""
-        state = self.state
-        if not state.dispatches or self.needs_parts() or runs_every_expert():
-            return False
-        rank = len(routing.weights.shape) - 1
-        rows = fed.inputs if rank == 1 else [as_rows(part, rank) for part in fed.inputs]
-        masks = fed.masks if rank == 1 else None
-        if not state.bank.couples_rows(rows, masks, training, with_losses=not self.predicts()):
-            return True
-        state.warn_once(
-            f"The experts of {self.name!r} run on every row where they move batch statistics or "
-            "add losses, which depend on the whole batch."
-        )
-        return False
-
-    def every_output(self, routing: Routing, inputs: Nested, training: bool, mask: Nested) -> Parts:
-        """Returns the weights and the outputs of every expert for every row."""
-        return self._run_every(routing, self._fed(inputs, mask), training, sparse=False)
-
-    def _run_every(self, routing: Routing, fed: Fed, training: bool, sparse: bool) -> Parts:
-        bank, by_step = self.state.bank, self.state.dispatches
-        return run_every(bank, routing, fed, by_step=by_step, sparse=sparse, training=training)
+    def parts_specs(self, inputs: Nested) -> tuple[keras.KerasTensor, Nested]:
+        """Returns shapes and dtypes of weights and experts' outputs."""
+        scores = self.gate.compute_output_spec(self.gate_part(inputs))
+        if self.router is not None:
+            scores = self.router.compute_output_spec(scores)
+        return parts_specs(self, inputs, scores)
 
     def _merge_every(self, routing: Routing, fed: Fed, training: bool) -> Merged:
         """Runs every expert on every row, and merges."""
-        parts = self._run_every(routing, fed, training, self.is_sparse)
+        parts = self.run_every(routing, fed, training, self.is_sparse)
         outputs = parts.outputs
         if self.needs_parts():
             self.note_parts(parts)
@@ -307,60 +275,10 @@ class Mixture(PartsModel):
             self.build(tree.map_structure(lambda leaf: tuple(leaf.shape), inputs))
         return merged_specs(self, inputs)
 
-    def compute_output_shape(self, input_shape: Shapes) -> Shapes:
-        """Returns the merged output's shape."""
-        spec = self.compute_output_spec(specs_of(input_shape, self.state.input_dtype))
-        return tree.map_structure_up_to(spec, lambda leaf: tuple(leaf.shape), spec)
-
     @property
     def layers(self) -> list[keras.layers.Layer]:
         """The experts, or the layers that own their variables; the gate; the router."""
         return [layer for layer in super().layers if layer is not self.objective_state]
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Configures training; see `PartsModel.compile`.
-
-        Warns where the optimizer treats stacked experts as one variable.
-        """
-        super().compile(*args, **kwargs)
-        self.state.compiled_with = (args, kwargs)
-        if self.state.built_bank is not None:  # `enable_lora` may have added variables
-            note_namesakes(self, self.owned_experts)
-        stacks = [layer.name for layer in self._stacks()]
-        text = self.optimizer and optimizers.warning(self.optimizer, stacks)
-        if text:
-            self.state.warn_once(text)
-
-    def compile_like(self, other: keras.Model) -> None:
-        """Compiles another model as this one is, with an optimizer of its own that starts anew."""
-        args, kwargs = self.state.compiled_with
-        optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
-        kwargs = {name: value for name, value in kwargs.items() if name != "optimizer"}
-        other.compile(optimizer, *args[1:], **kwargs)
-
-    def get_compile_config(self) -> Config | None:
-        """Returns what `compile` was given, for a file that any backend may read.
-
-        Keras writes the resolved value of `jit_compile="auto"`, which another backend may not take.
-        """
-        config = super().get_compile_config()
-        if not config:
-            return config
-        return {**config, "jit_compile": self.state.compiled_with[1].get("jit_compile", "auto")}
-
-    def _stacks(self) -> list[keras.layers.Layer]:
-        owned = self.owned_experts if self.built and self.state.built_bank else []
-        return [layer for layer in owned if hasattr(layer, "read_one")]
-
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Quantizes gate and experts; see `keras.Model.quantize`.
-
-        Raises:
-            ValueError: If experts are stacked, and before anything is quantized.
-        """
-        for stack in self._stacks():
-            stack.quantize(*args, **kwargs)
-        super().quantize(*args, **kwargs)
 
     def fit_gate(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """Trains the gate alone on the experts' cached outputs; see `plait.training.fit_gate`."""
@@ -373,31 +291,6 @@ class Mixture(PartsModel):
         from plait.training.em import fit_em
 
         return fit_em(self, x, y, **kwargs)
-
-    def gate_weights(self, x: Any, batch_size: int | None = None) -> np.ndarray:
-        """Returns the mixing weights for each example.
-
-        Args:
-            x: What `predict` takes.
-            batch_size: As in `predict`.
-
-        Returns:
-            Array of shape `(b, …, e)`.
-        """
-        return introspection.predict_inside(self, "weights", x, batch_size)
-
-    def expert_outputs(self, x: Any, batch_size: int | None = None) -> Any:
-        """Returns every expert's output for each example.
-
-        Args:
-            x: What `predict` takes.
-            batch_size: As in `predict`.
-
-        Returns:
-            Array of shape `(b, …, e, …, u)`: the expert axis comes right after the routed axes.
-            Where the experts return a list or dict, such a structure of arrays.
-        """
-        return introspection.predict_inside(self, "outputs", x, batch_size)
 
     def responsibilities(self, x: Any, y: Any, batch_size: int | None = None) -> np.ndarray:
         """Returns the posterior weights, once the target is known: `h_l ∝ w_l(x) · p_l(y | x)`.
@@ -423,22 +316,6 @@ class Mixture(PartsModel):
         """
         return introspection.responsibilities(self, x, y, batch_size)
 
-    def expert(self, i: int) -> keras.Model:
-        """Returns expert `i` as a Keras model.
-
-        An expert that was passed in is returned itself, a bare layer as a model around it: what is
-        set there is set in the mixture. Of experts that the mixture owns, a stand-alone copy with
-        the present weights is returned.
-
-        Args:
-            i: Position among the experts.
-
-        Raises:
-            IndexError: If there is no such expert.
-            ValueError: If the mixture must be built first.
-        """
-        return introspection.expert(self, i)
-
     def get_config(self) -> Config:
         """Returns the constructor's arguments."""
         return {**super().get_config(), **serialization.config_of(self)}
@@ -449,39 +326,3 @@ class Mixture(PartsModel):
     ) -> "Mixture":
         """Returns a mixture of what `get_config` gave."""
         return cls(**serialization.arguments_of(config, custom_objects))
-
-    def get_build_config(self) -> Config:
-        """Returns what `build` needs: the inputs' shapes and dtypes."""
-        return {"input_shape": self.state.input_shape, "input_dtype": self.state.input_dtype}
-
-    def build_from_config(self, config: Config) -> None:
-        """Builds the mixture as it was built when it was saved."""
-        if self.built or config["input_shape"] is None:
-            return
-        self.state.input_dtype = config["input_dtype"]
-        self.build(map_shapes(tuple, config["input_shape"]))
-
-    def save_own_variables(self, store: Any) -> None:
-        """Writes a table of the experts; these, gate and router are saved as layers."""
-        if self.built:
-            serialization.save_table(self, store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Checks that a file holds the same experts in the same order.
-
-        Raises:
-            ValueError: If their number, order or shapes differ.
-        """
-        if self.built:
-            serialization.check_table(self, store)
-            serialization.load_seeds(self, store)
-
-    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Loads weights; see `keras.Model.load_weights`. A file that is refused changes nothing."""
-        before = [ops.convert_to_numpy(variable.value) for variable in self.variables]
-        try:
-            super().load_weights(filepath, *args, **kwargs)
-        except Exception:
-            for variable, value in zip(self.variables, before, strict=True):
-                variable.assign(value)
-            raise

@@ -1,19 +1,14 @@
 """How a mixture is trained: losses that use its parts, and what `compile` checks."""
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import ops
 
-from plait.compat import register_optimizers, with_public_optimizers
 from plait.losses import MixtureObjective, ObjectiveState
+from plait.mixture.base import BaseModel
 from plait.mixture.forward import Parts
 from plait.typing import Config, Nested, Shape, Tensor
-
-_predicts = ContextVar("whether a call is part of a prediction", default=False)
 
 
 class PartsHolder:
@@ -22,7 +17,7 @@ class PartsHolder:
     parts: Parts | None = None
 
 
-class PartsModel(keras.Model):
+class PartsModel(BaseModel):
     """A Keras model whose loss may be a `MixtureObjective`, which needs weights and outputs.
 
     A subclass calls `attach_objective` once its weights' shape is known, and `note_parts` in each
@@ -33,8 +28,7 @@ class PartsModel(keras.Model):
     objective: MixtureObjective | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-        register_optimizers()  # before a model around this one is saved, or compiled from a file
+        super().__init__(**kwargs)
         self.objective_state = ObjectiveState(name="objective")
         self.objective_state.built = True
         self._parts = PartsHolder()
@@ -102,39 +96,13 @@ class PartsModel(keras.Model):
             total = total + ops.sum(ops.cast(loss, total.dtype))
         return total
 
-    def predict_step(self, *args: Any, **kwargs: Any) -> Nested:
-        """Predicts one batch; no loss follows, so that experts may run on their own rows alone."""
-        with _predicting():
-            return super().predict_step(*args, **kwargs)
-
     def needs_parts(self) -> bool:
         """Whether a loss may follow this call that needs the outputs of every expert."""
         return self.objective is not None and not self.predicts()
 
-    def predicts(self) -> bool:
-        """Whether this call is part of `predict`, which no loss follows."""
-        return _predicts.get()
-
     def get_compile_config(self) -> Config | None:
-        """Returns what `compile` was given, for a file that any backend may read."""
+        """Returns what `compile` was given, for a file."""
         config = super().get_compile_config()
-        config = config and with_public_optimizers(config)
         if config and self.objective is not None:
             config = {**config, "loss": keras.saving.serialize_keras_object(self.objective)}
         return config
-
-    def compile_from_config(self, config: Config) -> None:
-        """Compiles as the saved model was, with the optimizer's state ready to be loaded."""
-        # A file may name classes of one backend where an earlier version wrote it.
-        self.compile(**keras.saving.deserialize_keras_object(with_public_optimizers(config)))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
-
-
-@contextlib.contextmanager
-def _predicting() -> Iterator[None]:
-    token = _predicts.set(True)
-    try:
-        yield
-    finally:
-        _predicts.reset(token)

@@ -16,6 +16,7 @@ from plait.typing import Config
 
 if TYPE_CHECKING:
     from plait.mixture.model import Mixture
+    from plait.mixture.of_experts import OfExperts
 
 _EXPERTS = "experts"
 
@@ -23,11 +24,11 @@ _EXPERTS = "experts"
 def config_of(mixture: "Mixture") -> Config:
     """Returns the arguments of a mixture's constructor, serialised."""
     state = mixture.state
-    many = [_serialized(expert) for expert in state.given]
+    many = [serialized(expert) for expert in state.given]
     template = state.ownership == "template"
     gate = state.gate
     if isinstance(gate, keras.layers.Layer):
-        gate = _serialized(gate)
+        gate = serialized(gate)
     elif isinstance(gate, (list, tuple, np.ndarray)):
         gate = [float(weight) for weight in gate]
     router = keras.saving.serialize_keras_object(mixture.router)
@@ -40,7 +41,7 @@ def config_of(mixture: "Mixture") -> Config:
         "gate_inputs": inputs.to_config(mixture.gate_inputs),
         "execution": mixture.execution,
         "copy_experts": state.ownership == "copied",
-        "shared_layers": _shared_layers([*state.given, mixture.gate]),
+        "shared_layers": shared_layers([*state.given, mixture.gate]),
     }
 
 
@@ -57,7 +58,7 @@ def arguments_of(config: Config, custom_objects: Mapping[str, Any] | None) -> Co
     experts = config["experts"]
     many = isinstance(experts, (list, tuple))
     parts = [*(experts if many else [experts]), config["gate"]]
-    *made, gate = _share_layers([revive(part) for part in parts], shared)
+    *made, gate = share_layers([revive(part) for part in parts], shared)
     return {
         **config,
         "experts": made if many else made[0],
@@ -68,7 +69,7 @@ def arguments_of(config: Config, custom_objects: Mapping[str, Any] | None) -> Co
     }
 
 
-def _serialized(layer: keras.layers.Layer) -> Config:
+def serialized(layer: keras.layers.Layer) -> Config:
     """Returns a layer's config, marked as one object where a file holds it more than once.
 
     Keras writes the mark from the second time on, hence it is serialised twice. Layers inside
@@ -85,7 +86,7 @@ def _unmarked(config: Any) -> Config | list[Any] | Any:
     return [_unmarked(item) for item in config] if isinstance(config, list) else config
 
 
-def _shared_layers(experts: list[keras.layers.Layer]) -> list[list[Any]]:
+def shared_layers(experts: list[keras.layers.Layer]) -> list[list[Any]]:
     """Returns which layers of graphs are layers of an earlier expert too.
 
     Keras' config of a functional model does not say what it shares with another model.
@@ -105,10 +106,10 @@ def _shared_layers(experts: list[keras.layers.Layer]) -> list[list[Any]]:
     return entries
 
 
-def _share_layers(
+def share_layers(
     experts: list[keras.layers.Layer], shared: list[list[Any]]
 ) -> list[keras.layers.Layer]:
-    """Returns experts whose layers are one again as `_shared_layers` lists them."""
+    """Returns experts whose layers are one again as `shared_layers` lists them."""
     made = list(experts)
     for position in sorted({entry[0] for entry in shared}):
         of_expert = {
@@ -128,7 +129,7 @@ def _is_graph(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.Sequential) or is_functional(layer)
 
 
-def save_table(mixture: "Mixture", store: Any) -> None:
+def save_table(mixture: "OfExperts", store: Any) -> None:
     """Writes names and shapes of the experts, in order, and the seeds of those that are shared.
 
     Keras saves no seeds of dropout; with them training resumes exactly.
@@ -139,7 +140,7 @@ def save_table(mixture: "Mixture", store: Any) -> None:
         store[key] = ops.convert_to_numpy(seed.value)
 
 
-def check_table(mixture: "Mixture", store: Any) -> None:
+def check_table(mixture: "OfExperts", store: Any) -> None:
     """Checks a file's experts against a mixture's.
 
     Raises:
@@ -168,14 +169,14 @@ def check_table(mixture: "Mixture", store: Any) -> None:
             )
 
 
-def load_seeds(mixture: "Mixture", store: Any) -> None:
+def load_seeds(mixture: "OfExperts", store: Any) -> None:
     """Sets the seeds that a file holds."""
     for key, seed in _seeds(mixture).items():
         if key in store.keys():  # noqa: SIM118 (an h5 group, not a dict)
             seed.assign(np.asarray(store[key]))
 
 
-def _seeds(mixture: "Mixture") -> dict[str, keras.Variable]:
+def _seeds(mixture: "OfExperts") -> dict[str, keras.Variable]:
     """Returns the seeds of experts that keep their own variables, by a key in a file."""
     owned = [layer for layer in mixture.owned_experts if not hasattr(layer, "read_one")]
     shared = mixture.state.given if mixture.state.ownership == "shared" else owned
@@ -196,7 +197,7 @@ def _mismatch(rule: str, received: str) -> ValueError:
     )
 
 
-def _table(mixture: "Mixture") -> list[dict[str, Any]]:
+def _table(mixture: "OfExperts") -> list[dict[str, Any]]:
     """Returns name and shapes of each expert."""
     state = mixture.state
     given = state.given if state.ownership != "template" else state.given * mixture.num_experts

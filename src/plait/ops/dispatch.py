@@ -254,7 +254,9 @@ def _number_ahead(expert: Tensor, weights: Tensor) -> Tensor:
     weights = ops.reshape(ops.convert_to_tensor(weights), (-1,))
     place = ops.cumsum(ops.ones_like(expert))
     same = ops.equal(expert[None], expert[:, None])
-    as_heavy = ops.logical_and(ops.equal(weights[None], weights[:, None]), place[None] < place[:, None])
+    as_heavy = ops.logical_and(
+        ops.equal(weights[None], weights[:, None]), place[None] < place[:, None]
+    )
     ahead = ops.logical_and(same, ops.logical_or(weights[None] > weights[:, None], as_heavy))
     return ops.sum(ops.cast(ahead, "int32"), axis=-1)
 

@@ -28,9 +28,7 @@ _MOST_INTEGER_CLASSES = 20
 _FEW_ROWS = 20  # below it every column has many levels
 
 
-def infer(
-    frame: "pd.DataFrame", target: str, task: str = "auto", plain: bool = False
-) -> Schema:
+def infer(frame: "pd.DataFrame", target: str, task: str = "auto", plain: bool = False) -> Schema:
     """Reads off a training table what its columns are.
 
     Numbers are standardised with their mean and standard deviation, an empty cell is taken as the
@@ -122,9 +120,7 @@ def doubts(frame: "pd.DataFrame", schema: Schema) -> list[str]:
     return found
 
 
-def _columns(
-    values: "pd.Series", name: str, findings: Findings, plain: bool
-) -> tuple[Column, ...]:
+def _columns(values: "pd.Series", name: str, findings: Findings, plain: bool) -> tuple[Column, ...]:
     """Returns what one column of a table becomes; notes what cannot be read."""
     kind = cells.kind_of(values)
     if kind == "nothing" or (plain and kind == "moment"):
@@ -177,9 +173,7 @@ def _parts(found: dict[str, np.ndarray], name: str) -> tuple[Column, ...]:
         mean, scale = scaling(there[part])
         optional = not columns and len(there[part]) < len(found[part])
         median = float(np.median(there[part]))
-        columns.append(
-            Column(f"{name} ({part})", None, mean, scale, median, optional, name, part)
-        )
+        columns.append(Column(f"{name} ({part})", None, mean, scale, median, optional, name, part))
     return tuple(columns)
 
 
@@ -230,7 +224,9 @@ def _guess(values: "pd.Series") -> str:
         texts = set(cells.texts(values).tolist()) - {""}
         if found is None or odd is None or odd.any() or texts <= {"True", "False"}:
             return "classification"
-        if any(text.lstrip("+-").startswith("0") and text.isdigit() and len(text) > 1 for text in texts):
+        if any(
+            text.lstrip("+-").startswith("0") and text.isdigit() and len(text) > 1 for text in texts
+        ):
             return "classification"
     else:
         found, _ = cells.numbers(values)

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 LARGEST = float(np.finfo("float32").max)
 
 
-def matrix(
-    frame: "pd.DataFrame", schema: Schema, findings: Findings | None = None
-) -> np.ndarray:
+def matrix(frame: "pd.DataFrame", schema: Schema, findings: Findings | None = None) -> np.ndarray:
     """Returns the raw matrix a model reads: numbers as they are, categories as codes.
 
     An empty cell of a number is NaN where the schema says what stands in for it.
@@ -255,4 +253,14 @@ def few(names: Any, most: int = 8) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-__all__ = ["LARGEST", "few", "finite", "labels", "matrix", "moments", "numbers", "require", "target"]
+__all__ = [
+    "LARGEST",
+    "few",
+    "finite",
+    "labels",
+    "matrix",
+    "moments",
+    "numbers",
+    "require",
+    "target",
+]

@@ -141,7 +141,7 @@ def calls_are_eager(tensors):
 compiled = jax.jit
 
 
-def clear_gradients(groups, output):
+def clear_gradients(groups, outputs):
     """Does nothing: gradients are not kept with the variables."""
 
 

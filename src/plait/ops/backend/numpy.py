@@ -75,7 +75,7 @@ def compiled(function):
     return function
 
 
-def clear_gradients(groups, output):
+def clear_gradients(groups, outputs):
     """Does nothing: gradients are not kept with the variables."""
 
 

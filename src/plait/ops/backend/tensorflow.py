@@ -120,7 +120,7 @@ def compiled(function):
     return tf.function(function, autograph=False)
 
 
-def clear_gradients(groups, output):
+def clear_gradients(groups, outputs):
     """Does nothing: gradients are not kept with the variables."""
 
 

@@ -121,8 +121,8 @@ def compiled(function):
     return function
 
 
-def clear_gradients(groups, output):
-    """Clears gradients that Keras leaves from the last step, once the backward pass is at `output`.
+def clear_gradients(groups, outputs):
+    """Clears gradients that Keras leaves from the last step, once the backward pass is at outputs.
 
     Keras clears PyTorch gradients by path, between the forward and the backward pass: of several
     variables with one path, as in two models called "net", it clears one. Where one of them has no
@@ -131,19 +131,26 @@ def clear_gradients(groups, output):
 
     Args:
         groups: Lists of trainable Keras variables that share a path.
-        output: A tensor computed from them.
+        outputs: Tensors computed from them: the first that the backward pass reaches clears.
     """
-    if not groups or not output.requires_grad:
+    outputs = [output for output in outputs if output.requires_grad]
+    if not groups or not outputs:
         return
+    waiting = [True]
 
     def clear(gradient):
+        # Once: gradients of this pass may have arrived when it reaches the next output.
+        if not waiting:
+            return
+        waiting.clear()
         for group in groups:
             parameters = [variable.value for variable in group if variable.trainable]
             if any(parameter.grad is None for parameter in parameters):
                 for parameter in parameters:
                     parameter.grad = None
 
-    output.register_hook(clear)
+    for output in outputs:
+        output.register_hook(clear)
 
 
 def keep_gradient(tensor, kept):

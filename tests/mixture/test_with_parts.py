@@ -1,0 +1,109 @@
+"""A mixture's weights and experts' outputs as outputs of a Keras model; features of one expert."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tests.gradients import value_and_gradients
+from tests.recipes import as_numpy
+
+import plait
+
+D, U = 4, 3
+
+
+def net(*hidden):
+    stack = [keras.layers.Dense(units, activation="tanh") for units in hidden]
+    return keras.Sequential([keras.Input((D,)), *stack, keras.layers.Dense(U)])
+
+
+KINDS = {
+    "unlike": lambda: plait.Mixture([net(), net(5)], name="moe"),
+    "copied": lambda: plait.Mixture([net(5), net(5)], copy_experts=True, name="moe"),
+    "sparse": lambda: plait.Mixture(net(5), num_experts=4, router="topk", name="moe"),
+    "tasks": lambda: plait.MultiGateMixture([net(), net(5)], tasks=["a", "b"], name="moe"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parts_are_those_of_the_mixture(kind, rng, tmp_path):
+    """Also from a file, and in a graph around a mixture that is a layer of another model."""
+    mix = KINDS[kind]()
+    inputs = keras.Input((D,))
+    y = mix(keras.layers.Rescaling(2.0)(inputs))
+    outer = keras.Model(inputs, keras.layers.Dense(1)(y["a"] if kind == "tasks" else y))
+    inside = keras.Model(outer.inputs, mix.with_parts()(mix.input))
+    x = rng.normal(size=(6, D)).astype("float32")
+    found = inside.predict(x, verbose=0)
+    expected = {
+        "output": as_numpy(mix(2 * x)),
+        "weights": mix.gate_weights(2 * x),
+        "experts": mix.expert_outputs(2 * x),
+    }
+    inside.save(tmp_path / "inside.keras")
+    loaded = keras.saving.load_model(tmp_path / "inside.keras").predict(x, verbose=0)
+    for parts in (found, loaded):
+        keras.tree.map_structure(
+            lambda left, right: np.testing.assert_allclose(left, right, atol=1e-6), parts, expected
+        )
+    specs = keras.tree.map_structure(lambda spec: tuple(spec.shape)[1:], inside.output)
+    assert specs == {
+        name: keras.tree.map_structure(lambda array: array.shape[1:], part)
+        for name, part in expected.items()
+    }
+
+
+def test_what_is_set_in_the_mixture_is_what_its_parts_are(rng):
+    mix = KINDS["unlike"]()
+    parts = mix.with_parts()
+    x = rng.normal(size=(6, D)).astype("float32")
+    before = parts.predict(x, verbose=0)
+    mix.experts[1].layers[-1].bias.assign([10.0, 0.0, 0.0])
+    after = parts.predict(x, verbose=0)
+    gain = (after["experts"] - before["experts"])[:, 1, 0]
+    np.testing.assert_allclose(gain, 10.0, rtol=1e-5)
+    assert parts.name == "moe_with_parts"
+    assert [v.path for v in parts.variables] == [v.path for v in mix.variables]
+
+
+def test_a_model_of_parts_trains_on_any_of_them(rng):
+    """Such as on the weights themselves, where the right expert is known."""
+    parts = plait.Mixture(net(5), num_experts=2).with_parts()
+    x = rng.normal(size=(32, D)).astype("float32")
+    y = {"output": x[:, :U], "weights": np.eye(2, dtype="float32")[(x[:, 0] > 0).astype(int)]}
+    parts.compile(
+        keras.optimizers.Adam(0.05),
+        {"output": "mse", "weights": "categorical_crossentropy", "experts": None},
+    )
+    y["experts"] = np.zeros((32, 2, U), "float32")
+    losses = parts.fit(x, y, epochs=8, verbose=0).history["weights_loss"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["unlike", "copied", "sparse"])
+def test_inner_features_of_one_expert_are_reached(kind, rng):
+    """Features and their gradients, as saliency maps take them."""
+    mix = KINDS[kind]()
+    expert = mix.expert(1)
+    x = rng.normal(size=(3, D)).astype("float32")
+    features = keras.Model(expert.inputs[0], [expert.layers[-2].output, expert.outputs[0]])
+    hidden, output = as_numpy(features(x))
+    assert hidden.shape == (3, 5)
+    np.testing.assert_allclose(output, mix.expert_outputs(x)[:, 1], atol=1e-6)
+    _, (slope,) = value_and_gradients(lambda h: ops.sum(expert.layers[-1](h)[:, 0]), [hidden])
+    kernel = as_numpy(expert.layers[-1].kernel)
+    np.testing.assert_allclose(slope, np.tile(kernel[:, 0], (3, 1)), atol=1e-6)
+
+
+def test_a_summary_shows_the_experts():
+    """Those that were passed in with their layers, stacked ones in a line."""
+    shown = {}
+    for kind, mix in (("unlike", KINDS["unlike"]()), ("stacked", KINDS["sparse"]())):
+        lines = []
+        keras.Sequential([keras.Input((D,)), mix]).summary(
+            expand_nested=True, print_fn=lines.append
+        )
+        shown[kind] = "\n".join(map(str, lines))
+    for expert in ("(LinearGate)", "(Sequential)", "(Dense)"):
+        assert expert in shown["unlike"]
+    assert "(StackedExperts)" in shown["stacked"]
