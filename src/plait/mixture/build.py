@@ -9,6 +9,7 @@ from keras import ops, tree
 
 from plait.errors import choose_from, message
 from plait.mixture import gates
+from plait.mixture.combining import check_likelihood, check_pool
 from plait.mixture.inputs import select, select_each
 from plait.mixture.ownership import make_experts
 from plait.mixture.specs import (
@@ -21,6 +22,7 @@ from plait.mixture.specs import (
     takes_single_rows,
 )
 from plait.mixture.state import MixtureState
+from plait.mixture.views import check_present
 from plait.ops.combine import merged_dtype
 from plait.ops.shapes import merge
 from plait.typing import Nested, Shape, Shapes
@@ -111,6 +113,7 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
     state, sparse = mixture.state, mixture.is_sparse
     state.input_shape = input_shape
     inputs = specs_of(input_shape, state.input_dtype)
+    check_present(inputs, mixture.present, state.selectors, mixture.num_experts)
     part = select(inputs, mixture.gate_inputs, "the gate")
     scores = check_gate(output_specs(mixture.gate, part), mixture.gate, mixture.num_experts)
     weights_shape = state.weights_shape = tuple(scores.shape)
@@ -126,6 +129,7 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
     )
     state.output_specs = expert_specs(state, fed, scores)
     check_rank_rule(weights_shape, state.output_specs)
+    check_pool(mixture)
     note_namesakes(mixture, owned)
     _warn_of_the_gate(mixture)
     return owned
@@ -244,12 +248,13 @@ def _warn_of_the_gate(mixture: "Mixture") -> None:
         )
 
 
-def check_single_output(mixture: "Mixture") -> None:
-    """Checks that the experts have the one output that an objective takes.
+def check_objective(mixture: "Mixture") -> None:
+    """Checks that the experts have the one output that an objective takes, merged as it supposes.
 
     Raises:
-        ValueError: If they have several.
+        ValueError: If they have several, or are merged otherwise.
     """
+    check_likelihood(mixture)
     outputs = mixture.state.output_specs
     if mixture.objective is not None and len(tree.flatten(outputs)) > 1:
         raise ValueError(

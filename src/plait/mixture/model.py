@@ -16,12 +16,13 @@ from plait.mixture.build import (
     build,
     check_execution,
     check_experts,
-    check_single_output,
+    check_objective,
     empty_outputs,
     merged_specs,
     note_namesakes,
     replaced,
 )
+from plait.mixture.combining import check_arithmetic
 from plait.mixture.forward import (
     Fed,
     Merged,
@@ -35,8 +36,10 @@ from plait.mixture.inputs import Selector, select, select_each, selectors
 from plait.mixture.objective import PartsModel
 from plait.mixture.specs import as_rows, specs_of
 from plait.mixture.state import MixtureState
+from plait.mixture.views import Views, look, with_missing
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
-from plait.ops.combine import merge_chosen, merge_stacked
+from plait.ops.merging import check_combination, merge_chosen, merge_stacked
+from plait.ops.presence import over_present, score_present
 from plait.ops.routing import Routing
 from plait.ops.shapes import map_shapes
 from plait.ops.tracing import runs_every_expert
@@ -75,6 +78,17 @@ class Mixture(PartsModel):
             these as a path into a nested input, or a list with one of these (or a list of them)
             for each expert. `None` is the whole input.
         gate_inputs: What the gate reads: as one entry of `expert_inputs`; a list is several parts.
+        present: Which experts have their view of an example, where views may be missing. `None`:
+            all. A key or position: an input of shape `(b, e)`, 1 where the expert's view is there
+            and 0 where it is missing. `"not_nan"`: a view is missing where all its numbers are NaN,
+            and where it is given as `None`. An expert whose view is missing has weight zero, the
+            others share its weight in proportion; experts and gate read zeros in its place. An
+            example whose views are all missing is weighed as if none were: the experts' answers to
+            zeros.
+        combination: `"arithmetic"`, the weighted sum; or `"geometric"`, the logarithmic opinion
+            pool `softmax_c Σ_l w_l(x) · log f_l(x)` of experts that return distributions over their
+            last axis (or one unit, the probability of "yes"); see `plait.ops.pool`. An expert that
+            visibly ends otherwise is refused; the numbers are not checked: a negative gives NaN.
         execution: How experts of one architecture run, a matter of speed alone: `"loop"` one after
             another, `"stacked"` in one call, `"auto"` as is faster. Random numbers, such as those
             of dropout, may differ.
@@ -115,6 +129,8 @@ class Mixture(PartsModel):
         router: routers.Router | str | Config | None = None,
         expert_inputs: Selector = None,
         gate_inputs: Selector = None,
+        present: Selector = None,
+        combination: str = "arithmetic",
         execution: str = "auto",
         copy_experts: bool = False,
         **kwargs: Any,
@@ -125,6 +141,8 @@ class Mixture(PartsModel):
         self.execution = check_execution(execution)
         self.expert_inputs = expert_inputs
         self.gate_inputs = gate_inputs
+        self.present = present
+        self.combination = check_combination(combination)
         self.supports_masking = True
         self.state = MixtureState(
             given=given,
@@ -152,7 +170,8 @@ class Mixture(PartsModel):
     def _build_early(self) -> None:
         """Builds at once where the first expert has a known input, which all read whole."""
         state, first = self.state, self.state.first
-        reads_whole = state.selectors == [None] and self.gate_inputs is None
+        plain = self.gate_inputs is None and self.present is None
+        reads_whole = state.selectors == [None] and plain
         graph = isinstance(first, keras.Sequential) or is_functional(first)
         if not (reads_whole and graph and first.built):
             return
@@ -162,6 +181,8 @@ class Mixture(PartsModel):
 
     def __call__(self, inputs: Nested, *args: Any, **kwargs: Any) -> Nested:
         """Calls the mixture; an unbuilt one notes the inputs' dtypes, which `build` is not told."""
+        if any(leaf is None for leaf in tree.flatten(inputs)):
+            inputs = with_missing(inputs, self.state.input_shape, self.present)
         if not self.built:
             self.state.input_dtype = tree.map_structure(
                 lambda leaf: keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32")),
@@ -185,9 +206,10 @@ class Mixture(PartsModel):
         """Creates the objective's variables; see `PartsModel.attach_objective`.
 
         Raises:
-            ValueError: If the experts have several outputs, of which an objective takes one.
+            ValueError: If the experts have several outputs, of which an objective takes one, or are
+                merged otherwise than it supposes.
         """
-        check_single_output(self)
+        check_objective(self)
         super().attach_objective()
 
     def gate_part(self, inputs: Nested) -> Nested:
@@ -221,19 +243,28 @@ class Mixture(PartsModel):
             training: As for `call`.
             mask: As for `call`.
         """
-        part = self.gate_part(inputs)
+        views = self._views(inputs)
+        part = self.gate_part(views.inputs)
         if mask is not None:
             part = attach_masks(part, tree.flatten(self.gate_part(mask)))
         scores = self.gate(part, training=training)
         if self.router is None:
-            return Routing(scores)
+            there = views.present
+            return Routing(scores if there is None else over_present(scores, there))
         # Steps that are masked count in no balance term and take none of an expert's capacity.
-        return self.router.route(scores, training=training, mask=masks_of(scores)[0])
+        of_scores = masks_of(scores)[0]
+        if views.present is not None:
+            scores = score_present(scores, views.present, self.router.from_logits)
+        return self.router.route(scores, training=training, mask=of_scores)
+
+    def _views(self, inputs: Nested) -> Views:
+        """Returns the inputs with zeros in missing views, and which experts have theirs."""
+        return look(inputs, self.present, self.state.selectors, self.num_experts)
 
     def _fed(self, inputs: Nested, mask: Nested) -> Fed:
         """Returns what the experts read, and its masks."""
         chosen = self.state.selectors
-        fed = select_each(inputs, chosen)
+        fed = select_each(self._views(inputs).inputs, chosen)
         if mask is None or all(leaf is None for leaf in tree.flatten(mask)):
             return Fed(fed, None)
         return Fed(fed, [tree.flatten(part) for part in select_each(mask, chosen)])
@@ -270,7 +301,7 @@ class Mixture(PartsModel):
             self.note_parts(parts)
         if self.objective is not None:
             outputs = self.objective.mean(outputs)
-        merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
+        merged = merge_stacked(parts.weights, outputs, self.compute_dtype, self.combination)
         return Merged(attach_masks(merged, parts.masks, fresh=True), parts.losses)
 
     def _merge_chosen(self, routing: Routing, fed: Fed, training: bool) -> Merged:
@@ -288,7 +319,7 @@ class Mixture(PartsModel):
         )
         if self.objective is not None:
             outputs = self.objective.mean(outputs)
-        merged = merge_chosen(weights, indices, outputs, self.compute_dtype)
+        merged = merge_chosen(weights, indices, outputs, self.compute_dtype, self.combination)
         merged = unfold_rows(merged, routing.weights, rank)
         if rank > 1:
             masks = step_masks(merged, fed.masks)
@@ -372,6 +403,7 @@ class Mixture(PartsModel):
         """Fits the mixture to its likelihood; see `plait.training.fit_em`."""
         from plait.training.em import fit_em
 
+        check_arithmetic(self, "fit_em")
         return fit_em(self, x, y, **kwargs)
 
     def gate_weights(self, x: Any, batch_size: int | None = None) -> np.ndarray:
@@ -421,6 +453,7 @@ class Mixture(PartsModel):
         References:
             Jordan, Jacobs (1994), Hierarchical mixtures of experts, eq. 16.
         """
+        check_arithmetic(self, "responsibilities")
         return introspection.responsibilities(self, x, y, batch_size)
 
     def expert(self, i: int) -> keras.Model:

@@ -12,7 +12,7 @@ from plait.errors import message
 from plait.mixture import Mixture
 from plait.mixture.forward import Parts, chosen_experts
 from plait.mixture.objective import PartsModel
-from plait.ops.combine import merge_stacked
+from plait.ops.merging import merge_stacked
 from plait.ops.routing import Routing, chosen
 from plait.training.batches import Batches
 from plait.training.gate_cache import (
@@ -144,6 +144,7 @@ class _GateTrainer(PartsModel):
         self.router = mixture.router
         self.supports_masking = True
         self._weights_shape = mixture.weights_shape()
+        self._combination = mixture.combination
         self._route = mixture.route  # a bound method, which Keras does not track
         self.built = True
         mixture.compile_like(self)
@@ -164,7 +165,7 @@ class _GateTrainer(PartsModel):
         if self.objective is not None:
             self.note_parts(Parts(routing.weights, outputs, masks, []))
             outputs = self.objective.mean(outputs)
-        merged = merge_stacked(routing.weights, outputs, self.compute_dtype)
+        merged = merge_stacked(routing.weights, outputs, self.compute_dtype, self._combination)
         return attach_masks(merged, masks)
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> None:
