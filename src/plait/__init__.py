@@ -4,7 +4,7 @@ from plait import default_backend
 
 default_backend.pick()  # before anything imports Keras
 
-from plait import callbacks, layers, losses, metrics, ops, routers, tables, training  # noqa: E402
+from plait import callbacks, experts, layers, losses, metrics, ops, routers, tables, training  # noqa: E402
 from plait.mixture import Mixture  # noqa: E402
 
 __version__ = "0.1.0"
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Mixture",
     "callbacks",
+    "experts",
     "layers",
     "losses",
     "metrics",

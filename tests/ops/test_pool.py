@@ -121,7 +121,8 @@ def test_one_unit_at_its_ends_is_finite():
     value, gradients = value_and_gradients(
         lambda w, y: ops.sum(pool_stacked(w, y)), [weights, outputs]
     )
-    assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in gradients)
     np.testing.assert_allclose(
         as_numpy(pool_stacked(weights, outputs))[:, 0], [0.5, 1.0, 2.0 / 3.0], atol=1e-6
     )
