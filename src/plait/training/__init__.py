@@ -1,5 +1,6 @@
-"""Training beyond `fit`: the gate alone on cached outputs, EM, pruning, upcycling."""
+"""Training beyond `fit`: the gate alone, cross-fitting, EM, pruning, upcycling."""
 
+from plait.training.cross_fitting import CrossFit, cross_fit
 from plait.training.em import EMResult, fit_em
 from plait.training.gate import fit_gate
 from plait.training.pruning import prune
@@ -7,10 +8,12 @@ from plait.training.selection import Selection, choose_num_experts
 from plait.training.upcycle import Upcycled, upcycle
 
 __all__ = [
+    "CrossFit",
     "EMResult",
     "Selection",
     "Upcycled",
     "choose_num_experts",
+    "cross_fit",
     "fit_em",
     "fit_gate",
     "prune",
