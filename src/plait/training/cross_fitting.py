@@ -242,7 +242,7 @@ def _fresh(expert: keras.Model, number: int) -> keras.Model:
 
 
 def _compiled(copy: keras.Model, expert: keras.Model, compile: Compile) -> keras.Model:
-    """Returns a copy, compiled as it is said or as its original is, with an optimizer of its own."""
+    """Returns a copy, compiled as it is said or as its original is, with its own optimizer."""
     if callable(compile):
         compile(copy)
     elif compile is not None:
