@@ -21,11 +21,11 @@ from plait.training.gate_cache import (
     Data,
     as_data,
     cached,
-    check_outputs,
     free_memory,
     masks_of_outputs,
     split,
     validation,
+    with_outputs,
 )
 from plait.training.gate_callbacks import Callbacks, of_mixture
 from plait.training.seen import losses_of_experts, seen_in_training
@@ -76,8 +76,8 @@ def fit_gate(
         memory_limit: Bytes of cached outputs from which they are kept in a temporary file; `None`
             for half of the memory that is free.
         outputs: The experts' outputs for the rows of `x`, which then are not run on them: an array
-            `(n, …, e, …, u)`, laid out as `Mixture.expert_outputs` gives it, or a structure of
-            these. Out-of-fold outputs of `plait.training.cross_fit`, for example. Arrays in files
+            `(n, e, …, u)` with the expert axis right after the rows, or a structure of these.
+            Out-of-fold outputs of `plait.training.cross_fit`, for example. Arrays in files
             (`numpy.memmap`) are read batch by batch.
         holdout: `(x, y)` of rows that the experts certainly have not seen. Warns in one line where
             an expert does clearly better on the gate's rows than on these: it was trained on them,
@@ -108,18 +108,15 @@ def fit_gate(
             )
         )
     whole = as_data(x, y, sample_weight)
-    if outputs is not None:
-        whole = whole._replace(x={"x": whole.x, "outputs": outputs})
-    train, valid = split(whole, 0.0 if validation_data is not None else validation_split)
-    if validation_data is not None:
-        valid = validation(validation_data)
     limit = free_memory() // 2 if memory_limit is None else memory_limit
     with contextlib.ExitStack() as files, _scope_of(mixture):
         if not mixture.built:
-            first = train.x if outputs is None else train.x["x"]
-            mixture(tree.map_structure(lambda leaf: leaf[:1], first))
+            mixture(tree.map_structure(lambda leaf: leaf[:1], whole.x))
         if outputs is not None:
-            check_outputs(mixture, outputs, len(tree.flatten(whole.x["x"])[0]))
+            whole = with_outputs(mixture, whole, outputs)
+        train, valid = split(whole, 0.0 if validation_data is not None else validation_split)
+        if validation_data is not None:
+            valid = validation(validation_data)
         data = train if outputs is not None else cached(mixture, train, limit, files)
         run = outputs is None or validation_data is not None
         held_out = valid and (cached(mixture, valid, limit, files) if run else valid)

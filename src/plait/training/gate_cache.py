@@ -154,28 +154,34 @@ def cached(mixture: Mixture, data: Data, limit: int, files: contextlib.ExitStack
     return data._replace(x={"x": data.x, **caches})
 
 
-def check_outputs(mixture: Mixture, outputs: Nested, rows: int) -> None:
-    """Checks outputs that were computed elsewhere.
+def with_outputs(mixture: Mixture, data: Data, outputs: Nested) -> Data:
+    """Returns the data as `cached` does, with outputs that were computed elsewhere.
+
+    Args:
+        mixture: A built mixture.
+        data: Arrays of `n` rows.
+        outputs: `(n, e, …, u)`, or a structure of these.
 
     Raises:
         ValueError: If they are not those of as many rows and experts, or of other shapes.
     """
-    state = mixture.state
-    routed = len(state.weights_shape or ()) - 1
-    specs, leaves = tree.flatten(state.output_specs), tree.flatten(outputs)
+    rows, state = len(tree.flatten(data.x)[0]), mixture.state
     wanted = [
-        (rows, *spec.shape[1:routed], mixture.num_experts, *spec.shape[routed:]) for spec in specs
+        (rows, mixture.num_experts, *spec.shape[1:]) for spec in tree.flatten(state.output_specs)
     ]
-    found = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
+    found = [tuple(getattr(leaf, "shape", ())) for leaf in tree.flatten(outputs)]
     if len(wanted) != len(found) or not all(map(agree, wanted, found)):
         raise ValueError(
             message(
-                "`outputs` of fit_gate must be those of every expert for every row of `x`, laid "
-                f"out as expert_outputs gives them: {' and '.join(map(str, wanted))}",
+                "`outputs` of fit_gate must be those of every expert for every row of `x`, the "
+                f"expert axis after the rows: {' and '.join(map(str, wanted))}",
                 f"{' and '.join(map(str, found))}",
-                "Pass `outputs` of plait.training.cross_fit, or of Mixture.expert_outputs",
+                "Pass `outputs` of plait.training.cross_fit",
             )
         )
+    routed = len(state.weights_shape or ()) - 1
+    moved = tree.map_structure(lambda leaf: np.moveaxis(leaf, 1, routed), outputs)
+    return data._replace(x={"x": data.x, "outputs": moved})
 
 
 def masks_of_outputs(inputs: Batch) -> list[Mask]:
