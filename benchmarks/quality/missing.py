@@ -1,8 +1,8 @@
 """Six views of handwritten digits, some of them missing: weighted sum and geometric pool.
 
-`python -m benchmarks.quality.missing FOLDER` takes mfeat.npz from a folder (X_train, y_train, X_test,
-y_test, view_names, view_offsets). A network per view learns on all views; the plain average of those
-that are there predicts test rows, of which a share of the views is missing, never all of them.
+`python -m benchmarks.quality.missing FOLDER` takes mfeat.npz from a folder (X_train, y_train,
+X_test, y_test, view_names, view_offsets). A network per view learns on all views; the plain average
+of those that are there predicts test rows, of which a share of the views is missing, never all.
 """
 
 import argparse

@@ -121,6 +121,7 @@ class PartRates(keras.optimizers.Optimizer):
             self.build(list(trainable_variables))
         inside = self.inside
         variables = list(trainable_variables or inside.variables)
+        assert inside.factors is not None  # it is built
         of = {id(v): factor for v, factor in zip(inside.variables, inside.factors, strict=True)}
         rate = self.learning_rate
         for factor, inner in inside.groups:
