@@ -4,7 +4,17 @@ from plait import default_backend
 
 default_backend.pick()  # before anything imports Keras
 
-from plait import callbacks, layers, losses, metrics, ops, routers, tables, training  # noqa: E402
+from plait import (  # noqa: E402
+    callbacks,
+    experts,
+    layers,
+    losses,
+    metrics,
+    ops,
+    routers,
+    tables,
+    training,
+)
 from plait.mixture import Mixture, MultiGateMixture  # noqa: E402
 
 __version__ = "0.1.0"
@@ -13,6 +23,7 @@ __all__ = [
     "Mixture",
     "MultiGateMixture",
     "callbacks",
+    "experts",
     "layers",
     "losses",
     "metrics",

@@ -170,3 +170,20 @@ def test_files_of_fit_with_other_targets_do_not_blend(refused, fitted, tmp_path)
         "--target", "kind", "-o", tmp_path / "m.keras",
     )  # fmt: skip
     assert re.search(r"must have the same tasks\. Received: kind with 'classification'", found)
+
+
+def test_models_that_have_seen_the_rows_of_the_gate_are_named(plait, folder, tmp_path):
+    """The first regressor gives the training table's target exactly, and not the test table's."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(200, 2))
+    exact = keras.saving.load_model(folder / "r1.keras").predict(x, verbose=0)[:, 0]
+    frame = pd.DataFrame({"x0": x[:, 0], "x1": x[:, 1], "y": exact})
+    frame[:120].to_csv(tmp_path / "train.csv", index=False)
+    new = frame[120:].assign(y=frame["y"][120:] + rng.normal(0, 1, 80))
+    new.to_csv(tmp_path / "test.csv", index=False)
+    result = plait(
+        "blend", folder / "r1.keras", folder / "r3.keras", "--data", tmp_path / "train.csv",
+        "--target", "y", "--test", tmp_path / "test.csv", "--epochs", 1, "-o", tmp_path / "m.keras",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert re.search(r"seen in training: r1 has loss [^;]*\. A gate", result.stderr)

@@ -9,7 +9,7 @@ import numpy as np
 
 import plait
 from plait.cli.console import Result, remarks
-from plait.cli.data import Parts, as_rows, divide, load_rows, load_training
+from plait.cli.data import Parts, Rows, as_rows, divide, load_rows, load_training
 from plait.cli.learn import batch_size, finish, loss_for, train, with_baseline
 from plait.cli.options import check_at_least, check_gate, check_outputs
 from plait.errors import message
@@ -24,6 +24,7 @@ from plait.tables import (
     infer,
     load_keras,
 )
+from plait.training.seen import seen_in_training
 
 _EVEN = 0.1  # part of the gate's start that is shared evenly: a weight of 0 could never grow
 _TINY = 1e-6  # what a constant weight of 0 becomes as a score
@@ -98,6 +99,8 @@ def run(options: BlendOptions) -> Result:
     )
     model = assemble(mixture, schema, encode=False)
     seen = parts.seen
+    if test_rows is not None:
+        _warn_of_seen_rows(model, experts, seen, test_rows)
     reference = choose(model.expert_outputs(seen.x), seen.y, schema.task)
     _set_constant(last, reference.weights)
     if options.gate != "constant" and not _learn(model, last, reference.weights, parts, options):
@@ -107,6 +110,17 @@ def run(options: BlendOptions) -> Result:
     model = with_baseline(model, reference, names)
     chosen = {"experts": names, "gate": options.gate, "seed": options.seed}
     return finish(model, parts, options.output, options.report, chosen)
+
+
+def _warn_of_seen_rows(model: TableModel, experts: list[Expert], seen: Rows, test: Rows) -> None:
+    """Says in one line which models do clearly better on the gate's rows than on the test table."""
+    on_gate, on_new = (
+        losses(model.expert_outputs(rows.x), rows.y, model.schema.task) for rows in (seen, test)
+    )
+    remedy = "Pass rows that no model was trained on as --data"
+    text = seen_in_training([expert.name for expert in experts], on_gate, on_new, remedy)
+    if text is not None:
+        remarks.print(text, style="yellow")
 
 
 def build_gate(

@@ -1,5 +1,6 @@
 """Experts: alone, stacked, and on the rows that chose them."""
 
+from plait.experts.frozen import Frozen
 from plait.experts.groups import ExpertBank, Placed, SharedBank
 from plait.experts.initialization import (
     FreshValues,
@@ -18,6 +19,7 @@ from plait.experts.variables import StackedExperts
 __all__ = [
     "ExpertBank",
     "FreshValues",
+    "Frozen",
     "Placed",
     "SharedBank",
     "SingleExpert",

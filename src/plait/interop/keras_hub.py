@@ -11,8 +11,8 @@ from keras import ops
 from plait.compat import flat_layers
 from plait.errors import message
 from plait.ops.balance import expert_load, load_balance
-from plait.ops.combine import merge_chosen
 from plait.ops.dispatch import apply_experts
+from plait.ops.merging import merge_chosen
 from plait.ops.routing import softmax, top_k
 from plait.typing import Tensor
 

@@ -6,14 +6,16 @@ from typing import Any
 import keras
 
 from plait.errors import message
-from plait.ops.combine import combine_masks, log_mixture, merged_dtype, weighted_sum
+from plait.ops.combine import combine_masks, expert_weight, merged_dtype
+from plait.ops.merging import check_combination, combination
+from plait.ops.presence import log_over_present, over_present
 from plait.ops.shapes import Shape, agree, follows_rank_rule, is_shape, merge
 from plait.typing import Config, Mask, Shapes, Tensor
 
 
 @keras.saving.register_keras_serializable("plait")
 class WeightedMerge(keras.layers.Layer):
-    """Merges parallel outputs by weights: `out = Σ_l w_l · f_l`.
+    """Merges parallel outputs by weights: `out = Σ_l w_l · f_l`, or their geometric mean.
 
     The weights come first, then the experts' outputs. The leading axes of the weights are a
     prefix of the outputs' shape: `(b, e)` over `(b, u)` weighs per example, `(b, t, e)` over
@@ -21,16 +23,27 @@ class WeightedMerge(keras.layers.Layer):
     per class. Weights that do not sum to one are used as they are. Products are summed in
     float32 or better, whatever the dtype policy.
 
+    With `combination="geometric"` the outputs are distributions over the last axis (one unit is the
+    probability of "yes"), merged to the logarithmic opinion pool `softmax_c Σ_l w_l · log f_l`; see
+    `plait.ops.pool`. Whether they are probabilities is not checked, which would read every value:
+    what they sum to does not matter, and a negative one gives NaN.
+
     A step of the output is valid where it is valid in every input that carries a mask.
 
     Args:
         log_space: Whether inputs and output are logarithms: log-weights and log-probabilities in,
-            `log Σ_l exp(log w_l + log f_l)` out, also where a weight or a probability underflows.
+            `log Σ_l exp(log w_l + log f_l)` out, also where a weight or a probability underflows;
+            or the logarithm of the pool.
+        combination: `"arithmetic"`, the weighted sum, or `"geometric"`.
         **kwargs: `name` and `dtype` of a Keras layer.
 
     Call arguments:
         inputs: List `[weights, output_1, …, output_e]`: weights of shape `(b, …, e)`, then `e`
             floating-point tensors of one shape `(b, …, u)`.
+        present: `None`, or bool `(b, e)`, false where an output is missing: its weight becomes
+            zero, the others' grow in proportion to the same total, and what stands in its place,
+            NaN for example, has no effect. Where all are missing the output is zero (in log space
+            −∞), or the uniform distribution of the pool.
 
     Returns:
         Tensor of the outputs' shape.
@@ -39,6 +52,7 @@ class WeightedMerge(keras.layers.Layer):
         ValueError: If an output differs in shape from the first, if the weights count another
             number of experts, or if their leading axes are no prefix of the outputs' shape.
         TypeError: If an output has integers.
+        ValueError: If there is no such combination.
 
     Example:
     >>> import numpy as np
@@ -49,31 +63,43 @@ class WeightedMerge(keras.layers.Layer):
     ((1, 2), [1.0, 3.0])
     """
 
-    def __init__(self, log_space: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, log_space: bool = False, combination: str = "arithmetic", **kwargs: Any
+    ) -> None:
         # Weights and outputs are summed as they come, not rounded to the compute dtype first.
         super().__init__(autocast=False, **kwargs)
         self.log_space = log_space
+        self.combination = check_combination(combination)
         self.supports_masking = True
 
     def build(self, input_shape: Sequence[Shape]) -> None:
         """Checks that weights and outputs fit together."""
         _merged_shape(input_shape)
 
-    def call(self, inputs: Sequence[Any]) -> Tensor:
+    def call(self, inputs: Sequence[Any], present: Mask = None) -> Tensor:
         """Returns the merged output; see `merged_dtype` for its dtype."""
         _check_floats(inputs)
         weights, *outputs = inputs
-        merge_outputs = log_mixture if self.log_space else weighted_sum
         dtypes = [keras.backend.standardize_dtype(output.dtype) for output in outputs]
-        merged = merge_outputs(weights, outputs)
+        if present is not None:
+            keep = log_over_present if self.log_space else over_present
+            weights = keep(weights, present)
+            nothing = -float("inf") if self.log_space and self.combination == "arithmetic" else 0.0
+            outputs = [_filled(y, present, i, nothing) for i, y in enumerate(outputs)]
+        rule = combination(self.combination)
+        merged = (rule.merge_logs if self.log_space else rule.merge)(weights, outputs)
         return keras.ops.cast(merged, merged_dtype(dtypes, self.compute_dtype))
 
-    def compute_output_shape(self, input_shape: Sequence[Shape]) -> Shape:
+    def compute_output_shape(
+        self, input_shape: Sequence[Shape], present_shape: Shape | None = None
+    ) -> Shape:
         """Returns the outputs' shape, with every size that is known from any input."""
+        del present_shape
         return _merged_shape(input_shape)
 
-    def compute_output_spec(self, inputs: Sequence[Any]) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: Sequence[Any], present: Mask = None) -> keras.KerasTensor:
         """Returns shape and dtype of the merged output."""
+        del present
         _check_floats(inputs)
         shape = _merged_shape([tensor.shape for tensor in inputs])
         dtypes = [keras.backend.standardize_dtype(tensor.dtype) for tensor in inputs[1:]]
@@ -85,7 +111,11 @@ class WeightedMerge(keras.layers.Layer):
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "log_space": self.log_space}
+        return {
+            **super().get_config(),
+            "log_space": self.log_space,
+            "combination": self.combination,
+        }
 
 
 def _merged_shape(shapes: Shapes) -> Shape:
@@ -125,6 +155,12 @@ def _merged_shape(shapes: Shapes) -> Shape:
             )
         )
     return merge(weights[:-1], output[: len(weights) - 1]) + output[len(weights) - 1 :]
+
+
+def _filled(output: Tensor, present: Tensor, expert: int, nothing: float) -> Tensor:
+    """Returns an expert's output with `nothing` where it is missing."""
+    there = expert_weight(keras.ops.cast(present, "bool"), expert, len(output.shape))
+    return keras.ops.where(there, output, keras.ops.full_like(output, nothing))
 
 
 def _check_floats(inputs: Sequence[Any]) -> None:

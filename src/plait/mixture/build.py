@@ -9,6 +9,7 @@ from keras import ops, tree
 
 from plait.errors import choose_from, message
 from plait.mixture import gates
+from plait.mixture.combining import check_likelihood, check_pool
 from plait.mixture.inputs import select, select_each
 from plait.mixture.ownership import make_experts
 from plait.mixture.specs import (
@@ -21,6 +22,7 @@ from plait.mixture.specs import (
     takes_single_rows,
 )
 from plait.mixture.state import MixtureState
+from plait.mixture.views import check_present
 from plait.ops.combine import merged_dtype
 from plait.ops.shapes import merge
 from plait.routers import Router
@@ -111,9 +113,11 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
         ValueError: If gate and experts do not fit together.
     """
     inputs = note_inputs(mixture, input_shape)
+    check_present(inputs, mixture.present, mixture.state.selectors, mixture.num_experts)
     part = select(inputs, mixture.gate_inputs, "the gate")
     scores = build_gate(mixture.gate, mixture.router, part, mixture.num_experts, mixture.name)
     owned = build_experts(mixture, inputs, scores)
+    check_pool(mixture)
     by_default = mixture.state.gate is None
     warn_of_the_gate(mixture, mixture.gate, mixture.router, by_default=by_default)
     return owned
@@ -332,12 +336,13 @@ def warn_of_the_gate(
         )
 
 
-def check_single_output(mixture: "Mixture") -> None:
-    """Checks that the experts have the one output that an objective takes.
+def check_objective(mixture: "Mixture") -> None:
+    """Checks that the experts have the one output that an objective takes, merged as it supposes.
 
     Raises:
-        ValueError: If they have several.
+        ValueError: If they have several, or are merged otherwise.
     """
+    check_likelihood(mixture)
     outputs = mixture.state.output_specs
     if mixture.objective is not None and len(tree.flatten(outputs)) > 1:
         raise ValueError(

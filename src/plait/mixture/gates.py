@@ -230,7 +230,8 @@ def is_learned(gate: keras.layers.Layer) -> bool:
     return isinstance(gate, (LinearGate, ConstantGate))
 
 
-def _last_layer(gate: keras.layers.Layer) -> keras.layers.Layer:
+def last_layer(gate: keras.layers.Layer) -> keras.layers.Layer:
+    """Returns the layer that a model ends in, or the layer itself."""
     last = gate
     while isinstance(last, keras.Model) and last.layers:
         last = last.layers[-1]
@@ -239,7 +240,7 @@ def _last_layer(gate: keras.layers.Layer) -> keras.layers.Layer:
 
 def ends_in_softmax(gate: keras.layers.Layer) -> bool:
     """Whether a gate visibly ends in a softmax, so that its output is probabilities."""
-    last = _last_layer(gate)
+    last = last_layer(gate)
     return isinstance(last, keras.layers.Softmax) or (
         getattr(last, "activation", None) is keras.activations.softmax
     )
@@ -247,4 +248,4 @@ def ends_in_softmax(gate: keras.layers.Layer) -> bool:
 
 def ends_in_raw_scores(gate: keras.layers.Layer) -> bool:
     """Whether a gate visibly ends in numbers of any sign, which are no weights."""
-    return getattr(_last_layer(gate), "activation", None) is keras.activations.linear
+    return getattr(last_layer(gate), "activation", None) is keras.activations.linear

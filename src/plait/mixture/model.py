@@ -16,12 +16,13 @@ from plait.mixture.build import (
     build,
     check_execution,
     check_experts,
-    check_single_output,
+    check_objective,
     empty_outputs,
     merged_specs,
     parts_specs,
     replaced,
 )
+from plait.mixture.combining import check_arithmetic
 from plait.mixture.forward import (
     Fed,
     Merged,
@@ -33,9 +34,11 @@ from plait.mixture.inputs import Selector, select, selectors
 from plait.mixture.objective import PartsModel
 from plait.mixture.of_experts import OfExperts
 from plait.mixture.state import MixtureState
+from plait.mixture.views import Views, look, with_missing
 from plait.mixture.watching import Call, tell, unwatched, watched
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
-from plait.ops.combine import merge_chosen, merge_stacked
+from plait.ops.merging import check_combination, merge_chosen, merge_stacked
+from plait.ops.presence import over_present, score_present
 from plait.ops.routing import Routing
 from plait.typing import Config, Nested, Shape, Shapes, Tensor
 
@@ -72,6 +75,17 @@ class Mixture(OfExperts, PartsModel):
             these as a path into a nested input, or a list with one of these (or a list of them)
             for each expert. `None` is the whole input.
         gate_inputs: What the gate reads: as one entry of `expert_inputs`; a list is several parts.
+        present: Which experts have their view of an example, where views may be missing. `None`:
+            all. A key or position: an input of shape `(b, e)`, 1 where the expert's view is there
+            and 0 where it is missing. `"not_nan"`: a view is missing where all its numbers are NaN,
+            and where it is given as `None`. An expert whose view is missing has weight zero, the
+            others share its weight in proportion; experts and gate read zeros in its place. An
+            example whose views are all missing is weighed as if none were: the experts' answers to
+            zeros.
+        combination: `"arithmetic"`, the weighted sum; or `"geometric"`, the logarithmic opinion
+            pool `softmax_c Σ_l w_l(x) · log f_l(x)` of experts that return distributions over their
+            last axis (or one unit, the probability of "yes"); see `plait.ops.pool`. An expert that
+            visibly ends otherwise is refused; the numbers are not checked: a negative gives NaN.
         execution: How experts of one architecture run, a matter of speed alone: `"loop"` one after
             another, `"stacked"` in one call, `"auto"` as is faster. Random numbers, such as those
             of dropout, may differ.
@@ -112,6 +126,8 @@ class Mixture(OfExperts, PartsModel):
         router: routers.Router | str | Config | None = None,
         expert_inputs: Selector = None,
         gate_inputs: Selector = None,
+        present: Selector = None,
+        combination: str = "arithmetic",
         execution: str = "auto",
         copy_experts: bool = False,
         **kwargs: Any,
@@ -122,6 +138,8 @@ class Mixture(OfExperts, PartsModel):
         self.execution = check_execution(execution)
         self.expert_inputs = expert_inputs
         self.gate_inputs = gate_inputs
+        self.present = present
+        self.combination = check_combination(combination)
         self.supports_masking = True
         self.state = MixtureState(
             given=given,
@@ -139,12 +157,18 @@ class Mixture(OfExperts, PartsModel):
         )
         # Set before `build`: a model around the mixture may be compiled first.
         self.supports_jit = compiles(dispatches=self.is_sparse)
-        self.build_early(gate_inputs is None)
+        self.build_early(gate_inputs is None and present is None)
 
     @property
     def is_sparse(self) -> bool:
         """Whether the router gives some experts a weight of zero, so that they need not run."""
         return self.router is not None and self.router.sparse
+
+    def __call__(self, inputs: Nested, *args: Any, **kwargs: Any) -> Nested:
+        """Calls the mixture; `None` in place of a view is a view that is missing."""
+        if any(leaf is None for leaf in tree.flatten(inputs)):
+            inputs = with_missing(inputs, self.state.input_shape, self.present)
+        return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape: Shapes) -> None:
         """Builds gate and experts, and checks that they fit together."""
@@ -162,9 +186,10 @@ class Mixture(OfExperts, PartsModel):
         """Creates the objective's variables; see `PartsModel.attach_objective`.
 
         Raises:
-            ValueError: If the experts have several outputs, of which an objective takes one.
+            ValueError: If the experts have several outputs, of which an objective takes one, or are
+                merged otherwise than it supposes.
         """
-        check_single_output(self)
+        check_objective(self)
         super().attach_objective()
 
     def other_layers(self) -> list[keras.layers.Layer]:
@@ -203,15 +228,19 @@ class Mixture(OfExperts, PartsModel):
             training: As for `call`.
             mask: As for `call`.
         """
-        part = self.gate_part(inputs)
+        views = self._views(inputs)
+        part = self.gate_part(views.inputs)
         if mask is not None:
             part = attach_masks(part, tree.flatten(self.gate_part(mask)))
         scores = self.gate(part, training=training)
         # Steps that are masked count in no balance term and take none of an expert's capacity.
         rows = masks_of(scores)[0] if self.router is not None or watched() else None
+        there = views.present
         if self.router is None:
-            routing = Routing(scores)
+            routing = Routing(scores if there is None else over_present(scores, there))
         else:
+            if there is not None:
+                scores = score_present(scores, there, self.router.from_logits)
             routing = self.router.route(scores, training=training, mask=rows)
         tell(Call(self, None, list(range(self.num_experts)), routing, rows, inputs, mask))
         return routing
@@ -222,6 +251,14 @@ class Mixture(OfExperts, PartsModel):
         """Returns weights and experts' outputs; see `OfExperts.parts_inside`."""
         routing = self.route(inputs, False, mask)
         return routing.weights, self.outputs_inside(routing, inputs, mask) if with_outputs else None
+
+    def _views(self, inputs: Nested) -> Views:
+        """Returns the inputs with zeros in missing views, and which experts have theirs."""
+        return look(inputs, self.present, self.state.selectors, self.num_experts)
+
+    def fed(self, inputs: Nested, mask: Nested) -> Fed:
+        """Returns what the experts read, with zeros in missing views, and its masks."""
+        return super().fed(self._views(inputs).inputs, mask)
 
     def parts_specs(self, inputs: Nested) -> tuple[keras.KerasTensor, Nested]:
         """Returns shapes and dtypes of weights and experts' outputs."""
@@ -238,7 +275,7 @@ class Mixture(OfExperts, PartsModel):
             self.note_parts(parts)
         if self.objective is not None:
             outputs = self.objective.mean(outputs)
-        merged = merge_stacked(parts.weights, outputs, self.compute_dtype)
+        merged = merge_stacked(parts.weights, outputs, self.compute_dtype, self.combination)
         return Merged(attach_masks(merged, parts.masks, fresh=True), parts.losses)
 
     def _merge_chosen(self, routing: Routing, fed: Fed, training: bool) -> Merged:
@@ -256,7 +293,7 @@ class Mixture(OfExperts, PartsModel):
         )
         if self.objective is not None:
             outputs = self.objective.mean(outputs)
-        merged = merge_chosen(weights, indices, outputs, self.compute_dtype)
+        merged = merge_chosen(weights, indices, outputs, self.compute_dtype, self.combination)
         merged = unfold_rows(merged, routing.weights, rank)
         if rank > 1:
             masks = step_masks(merged, fed.masks)
@@ -290,6 +327,7 @@ class Mixture(OfExperts, PartsModel):
         """Fits the mixture to its likelihood; see `plait.training.fit_em`."""
         from plait.training.em import fit_em
 
+        check_arithmetic(self, "fit_em")
         return fit_em(self, x, y, **kwargs)
 
     def responsibilities(self, x: Any, y: Any, batch_size: int | None = None) -> np.ndarray:
@@ -314,6 +352,7 @@ class Mixture(OfExperts, PartsModel):
         References:
             Jordan, Jacobs (1994), Hierarchical mixtures of experts, eq. 16.
         """
+        check_arithmetic(self, "responsibilities")
         return introspection.responsibilities(self, x, y, batch_size)
 
     def get_config(self) -> Config:

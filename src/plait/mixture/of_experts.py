@@ -205,7 +205,7 @@ class OfExperts(BaseModel):
     def compile_like(self, other: keras.Model) -> None:
         """Compiles another model as this one is, with an optimizer of its own that starts anew."""
         args, kwargs = self.state.compiled_with
-        optimizer = type(self.optimizer).from_config(self.optimizer.get_config())
+        optimizer = optimizers.anew(self.optimizer)
         kwargs = {name: value for name, value in kwargs.items() if name != "optimizer"}
         other.compile(optimizer, *args[1:], **kwargs)
 

@@ -37,6 +37,8 @@ def what_differs(optimizer: keras.optimizers.Optimizer) -> str | None:
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return what_differs(optimizer.inner_optimizer)
+    if hasattr(optimizer, "one_for_each_rate"):
+        return what_differs(optimizer.given)
     name = type(optimizer).__name__
     # Keras has classes of its own for some backends, which are subclasses of the public ones.
     keras_own = type(optimizer).__module__.startswith("keras.")
@@ -44,6 +46,13 @@ def what_differs(optimizer: keras.optimizers.Optimizer) -> str | None:
         return f"the update of {name}"
     clipnorm = getattr(optimizer, "clipnorm", None)
     return f"clipnorm={clipnorm} of {name}" if clipnorm else None
+
+
+def anew(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns an optimizer of the same settings that starts anew, perhaps on other variables."""
+    if hasattr(optimizer, "one_for_each_rate"):
+        return optimizer.anew()
+    return type(optimizer).from_config(optimizer.get_config())
 
 
 def warning(optimizer: keras.optimizers.Optimizer, stacks: list[str]) -> str | None:

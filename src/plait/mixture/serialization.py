@@ -39,6 +39,8 @@ def config_of(mixture: "Mixture") -> Config:
         "router": router,
         "expert_inputs": inputs.to_config(mixture.expert_inputs),
         "gate_inputs": inputs.to_config(mixture.gate_inputs),
+        "present": inputs.to_config(mixture.present),
+        "combination": mixture.combination,
         "execution": mixture.execution,
         "copy_experts": state.ownership == "copied",
         "shared_layers": shared_layers([*state.given, mixture.gate]),
@@ -66,6 +68,7 @@ def arguments_of(config: Config, custom_objects: Mapping[str, Any] | None) -> Co
         "router": revive(config["router"]),
         "expert_inputs": inputs.from_config(config["expert_inputs"]),
         "gate_inputs": inputs.from_config(config["gate_inputs"]),
+        "present": inputs.from_config(config.get("present")),
     }
 
 

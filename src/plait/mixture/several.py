@@ -19,7 +19,7 @@ from plait.mixture.forward import (
     without_unchosen,
 )
 from plait.mixture.tasks import Task
-from plait.ops.combine import merge_chosen, merge_stacked
+from plait.ops.merging import merge_chosen, merge_stacked
 from plait.ops.routing import Routing, chosen
 from plait.ops.union import distinct, numbered, spread
 from plait.typing import Nested, Tensor

@@ -9,6 +9,7 @@ from plait.ops.combine import (
     weighted_sum_stacked,
 )
 from plait.ops.likelihood import log_likelihood, posterior
+from plait.ops.pool import log_pool, pool
 from plait.ops.routing import (
     Routing,
     entmax15,
@@ -32,7 +33,9 @@ __all__ = [
     "load_balance",
     "log_likelihood",
     "log_mixture",
+    "log_pool",
     "log_sum_exp",
+    "pool",
     "posterior",
     "softmax",
     "sparsemax",

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
-from plait.typing import Mask, Nested, Tensor
+from plait.typing import Mask, Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -178,40 +178,3 @@ def combine_masks(masks: Sequence[Mask]) -> Mask:
             mask = ops.expand_dims(mask, -1)
         combined = mask if combined is None else ops.logical_and(combined, mask)
     return combined
-
-
-def merge_stacked(weights: Tensor, outputs: Nested, compute_dtype: str) -> Tensor:
-    """Returns `Σ_l w_l · f_l` for each leaf `(e, b, …, u)` of the experts' outputs."""
-
-    def merge(leaf: Tensor) -> Tensor:
-        dtype = merged_dtype([keras.backend.standardize_dtype(leaf.dtype)], compute_dtype)
-        return ops.cast(weighted_sum_stacked(weights, leaf), dtype)
-
-    return tree.map_structure(merge, outputs)
-
-
-def merge_chosen(weights: Tensor, indices: Tensor, outputs: Nested, compute_dtype: str) -> Tensor:
-    """Returns `Σ_j w[i, indices[i, j]] · y[i, j]` for each leaf of the chosen experts' outputs.
-
-    Args:
-        weights: Tensor of shape `(n, e)`.
-        indices: int32 `(n, k)`; `e` marks an empty slot.
-        outputs: Structure with leaves `(n, k, …, u)`.
-        compute_dtype: The mixture's compute dtype.
-
-    Returns:
-        The structure with leaves `(n, …, u)`.
-    """
-    num_experts = weights.shape[-1]
-    taken = ops.take_along_axis(weights, ops.minimum(indices, num_experts - 1), axis=-1)
-    # A slot of a row with NaN shows it, also where no expert runs.
-    shown = ops.logical_or(indices < num_experts, ops.isnan(taken))
-    taken = ops.where(shown, taken, ops.zeros_like(taken))
-
-    def merge(leaf: Tensor) -> Tensor:
-        dtype = merged_dtype([keras.backend.standardize_dtype(leaf.dtype)], compute_dtype)
-        shape = (*ops.shape(taken), *(1,) * (len(leaf.shape) - 2))
-        weighted = ops.multiply(ops.reshape(taken, shape), at_least_float32(leaf))
-        return ops.cast(ops.sum(weighted, axis=1), dtype)
-
-    return tree.map_structure(merge, outputs)

@@ -1,6 +1,7 @@
 """Trains the gate alone: frozen experts run once, their outputs are cached."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -12,19 +13,22 @@ from plait.errors import message
 from plait.mixture import Mixture
 from plait.mixture.forward import Parts, chosen_experts
 from plait.mixture.objective import PartsModel
-from plait.ops.combine import merge_stacked
+from plait.ops.merging import merge_stacked
 from plait.ops.routing import Routing, chosen
 from plait.training.batches import Batches
 from plait.training.gate_cache import (
     Batch,
+    Data,
     as_data,
     cached,
     free_memory,
     masks_of_outputs,
     split,
     validation,
+    with_outputs,
 )
 from plait.training.gate_callbacks import Callbacks, of_mixture
+from plait.training.seen import losses_of_experts, seen_in_training
 from plait.typing import Nested, Shape, Tensor
 
 
@@ -44,6 +48,8 @@ def fit_gate(
     sample_weight: Nested = None,
     initial_epoch: int = 0,
     memory_limit: int | None = None,
+    outputs: Nested = None,
+    holdout: Sequence[Nested] | None = None,
 ) -> keras.callbacks.History:
     """Trains gate and router on the experts' cached outputs; the experts stay as they are.
 
@@ -69,13 +75,20 @@ def fit_gate(
         initial_epoch: As in `keras.Model.fit`.
         memory_limit: Bytes of cached outputs from which they are kept in a temporary file; `None`
             for half of the memory that is free.
+        outputs: The experts' outputs for the rows of `x`, which then are not run on them: an array
+            `(n, e, …, u)` with the expert axis right after the rows, or a structure of these.
+            Out-of-fold outputs of `plait.training.cross_fit`, for example. Arrays in files
+            (`numpy.memmap`) are read batch by batch.
+        holdout: `(x, y)` of rows that the experts certainly have not seen. Warns in one line where
+            an expert does clearly better on the gate's rows than on these: it was trained on them,
+            and the gate would trust it too much.
 
     Returns:
         The Keras history.
 
     Raises:
-        ValueError: If the mixture is not compiled, the validation data or their share do not fit,
-            or a callback is `BackupAndRestore`.
+        ValueError: If the mixture is not compiled, the validation data, their share or the outputs
+            do not fit, or a callback is `BackupAndRestore`.
         TypeError: If `x` or `y` are not arrays.
 
     Example:
@@ -94,17 +107,22 @@ def fit_gate(
                 "Call compile first",
             )
         )
-    train, valid = split(
-        as_data(x, y, sample_weight), 0.0 if validation_data is not None else validation_split
-    )
-    if validation_data is not None:
-        valid = validation(validation_data)
+    whole = as_data(x, y, sample_weight)
     limit = free_memory() // 2 if memory_limit is None else memory_limit
     with contextlib.ExitStack() as files, _scope_of(mixture):
         if not mixture.built:
-            mixture(tree.map_structure(lambda leaf: leaf[:1], train.x))
-        data = cached(mixture, train, limit, files)
-        held_out = valid and cached(mixture, valid, limit, files)
+            mixture(tree.map_structure(lambda leaf: leaf[:1], whole.x))
+        if outputs is not None:
+            whole = with_outputs(mixture, whole, outputs)
+        train, valid = split(whole, 0.0 if validation_data is not None else validation_split)
+        if validation_data is not None:
+            valid = validation(validation_data)
+        data = train if outputs is not None else cached(mixture, train, limit, files)
+        run = outputs is None or validation_data is not None
+        held_out = valid and (cached(mixture, valid, limit, files) if run else valid)
+        if holdout is not None:
+            new = cached(mixture, validation(holdout, "holdout"), limit, files)
+            _warn_of_seen_rows(mixture, data, new)
         trainer = _GateTrainer(mixture)
         if any(isinstance(leaf, np.memmap) for leaf in tree.flatten(data.x)):
             # Read batch by batch; Keras would load an array whole. Keras seeds NumPy's `random`.
@@ -129,6 +147,23 @@ def fit_gate(
             )
 
 
+def _warn_of_seen_rows(mixture: Mixture, data: Data, new: Data) -> None:
+    """Warns where experts do clearly better on the gate's rows than on new ones."""
+    on_gate, on_new = (
+        losses_of_experts(mixture, part.y, part.x["outputs"]) for part in (data, new)
+    )
+    names = [f"expert {i} ({name!r})" for i, name in enumerate(_names(mixture))]
+    remedy = "Fit it on other rows, or on out-of-fold outputs of plait.training.cross_fit"
+    text = seen_in_training(names, on_gate, on_new, remedy)
+    if text is not None:
+        warnings.warn(text, stacklevel=4)
+
+
+def _names(mixture: Mixture) -> list[str]:
+    names = [expert.name for expert in mixture.experts]
+    return names if len(names) == mixture.num_experts else names * mixture.num_experts
+
+
 def _scope_of(mixture: Mixture) -> contextlib.AbstractContextManager:
     """Returns the scope of the `tf.distribute` strategy under which the mixture was made."""
     strategy = getattr(mixture, "distribute_strategy", None)
@@ -144,6 +179,7 @@ class _GateTrainer(PartsModel):
         self.router = mixture.router
         self.supports_masking = True
         self._weights_shape = mixture.weights_shape()
+        self._combination = mixture.combination
         self._route = mixture.route  # a bound method, which Keras does not track
         self.built = True
         mixture.compile_like(self)
@@ -164,7 +200,7 @@ class _GateTrainer(PartsModel):
         if self.objective is not None:
             self.note_parts(Parts(routing.weights, outputs, masks, []))
             outputs = self.objective.mean(outputs)
-        merged = merge_stacked(routing.weights, outputs, self.compute_dtype)
+        merged = merge_stacked(routing.weights, outputs, self.compute_dtype, self._combination)
         return attach_masks(merged, masks)
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> None:

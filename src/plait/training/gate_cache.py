@@ -13,6 +13,7 @@ from keras import ops, tree
 
 from plait.errors import message
 from plait.mixture import Mixture
+from plait.ops.shapes import agree
 from plait.typing import Mask, Nested, Tensor
 
 # Rows of data that the experts read at a time while the cache is filled.
@@ -68,7 +69,7 @@ def split(data: Data, share: float) -> tuple[Data, Data | None]:
     return part(slice(0, cut)), part(slice(cut, None))
 
 
-def validation(given: Sequence[Nested]) -> Data:
+def validation(given: Sequence[Nested], name: str = "validation_data") -> Data:
     """Returns validation data from `(x, y)` or `(x, y, sample_weight)`.
 
     Raises:
@@ -78,7 +79,7 @@ def validation(given: Sequence[Nested]) -> Data:
         kind = type(given).__name__
         raise ValueError(
             message(
-                "`validation_data` of fit_gate must be (x, y) or (x, y, sample_weight)",
+                f"`{name}` of fit_gate must be (x, y) or (x, y, sample_weight)",
                 f"a {kind} of {len(given)}" if isinstance(given, (tuple, list)) else f"a {kind}",
                 "Load the data into arrays",
             )
@@ -151,6 +152,36 @@ def cached(mixture: Mixture, data: Data, limit: int, files: contextlib.ExitStack
         for cache, leaf in zip(tree.flatten(caches), tree.flatten(found), strict=True):
             cache[start : start + len(leaf)] = leaf
     return data._replace(x={"x": data.x, **caches})
+
+
+def with_outputs(mixture: Mixture, data: Data, outputs: Nested) -> Data:
+    """Returns the data as `cached` does, with outputs that were computed elsewhere.
+
+    Args:
+        mixture: A built mixture.
+        data: Arrays of `n` rows.
+        outputs: `(n, e, …, u)`, or a structure of these.
+
+    Raises:
+        ValueError: If they are not those of as many rows and experts, or of other shapes.
+    """
+    rows, state = len(tree.flatten(data.x)[0]), mixture.state
+    wanted = [
+        (rows, mixture.num_experts, *spec.shape[1:]) for spec in tree.flatten(state.output_specs)
+    ]
+    found = [tuple(getattr(leaf, "shape", ())) for leaf in tree.flatten(outputs)]
+    if len(wanted) != len(found) or not all(map(agree, wanted, found)):
+        raise ValueError(
+            message(
+                "`outputs` of fit_gate must be those of every expert for every row of `x`, the "
+                f"expert axis after the rows: {' and '.join(map(str, wanted))}",
+                f"{' and '.join(map(str, found))}",
+                "Pass `outputs` of plait.training.cross_fit",
+            )
+        )
+    routed = len(state.weights_shape or ()) - 1
+    moved = tree.map_structure(lambda leaf: np.moveaxis(leaf, 1, routed), outputs)
+    return data._replace(x={"x": data.x, "outputs": moved})
 
 
 def masks_of_outputs(inputs: Batch) -> list[Mask]:
