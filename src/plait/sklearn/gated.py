@@ -1,6 +1,6 @@
 """A gate over scikit-learn estimators, fitted on their outputs for rows that they have not seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, RegressorMixin, clone
 from sklearn.model_selection import check_cv, cross_val_predict
-from sklearn.utils import Bunch, check_array, column_or_1d, compute_sample_weight
+from sklearn.utils import Bunch, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -189,9 +189,9 @@ class _GatedEstimator(KerasEstimator):
                 log_precisions=self._log_precisions(y, found, sample_weight),
             )
             model.compile(keras.optimizers.Adam(self.learning_rate_init), loss)
+        self.n_iter_ = 0
         if model.trainable_variables:
-            weights = sample_weight
-            rows = Rows([x, *self._fed(found)], target, weights)
+            rows = Rows([x, *self._fed(found)], target, sample_weight)
             self._train(model, rows, target if self._method == "predict_proba" else None)
         self.model_ = model
 
@@ -223,6 +223,8 @@ class _GatedEstimator(KerasEstimator):
 
     def _read(self, X: ArrayLike) -> Arrays:
         check_is_fitted(self, "model_")
+        if getattr(X, "ndim", 2) != 2:
+            check_array(X, estimator=self, input_name="X")  # says which shape is needed
         validate_data(self, X, reset=False, skip_check_array=True)
         return [self._gate_input(X), *self._fed(self._outputs(X))]
 
@@ -284,7 +286,6 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
         validation_fraction: See there.
         n_iter_no_change: See there.
         random_state: See there; estimators have their own.
-        class_weight: As in scikit-learn; the gate alone reads it, estimators have their own.
 
     Attributes:
         named_estimators_: The fitted estimators by name, in a list as `estimators_`.
@@ -304,45 +305,6 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
     """
 
     _method = "predict_proba"
-
-    def __init__(
-        self,
-        estimators: Sequence[tuple[str, Any]],
-        *,
-        cv: Any = 5,
-        gate: str = "linear",
-        combination: str = "arithmetic",
-        gate_transformer: Any = None,
-        alpha: float = 1e-4,
-        n_jobs: int | None = None,
-        batch_size: int | str = "auto",
-        learning_rate_init: float = 0.01,
-        max_iter: int = 200,
-        tol: float = 1e-4,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        random_state: int | np.random.RandomState | None = None,
-        class_weight: Mapping[Any, float] | str | None = None,
-    ) -> None:
-        super().__init__(
-            estimators,
-            cv=cv,
-            gate=gate,
-            combination=combination,
-            gate_transformer=gate_transformer,
-            alpha=alpha,
-            n_jobs=n_jobs,
-            batch_size=batch_size,
-            learning_rate_init=learning_rate_init,
-            max_iter=max_iter,
-            tol=tol,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            random_state=random_state,
-        )
-        self.class_weight = class_weight
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -372,14 +334,6 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
             )
         self._fit(X, y, len(self.classes_), weights, "sparse_categorical_crossentropy")
         return self
-
-    def _train(self, model: keras.Model, rows: Rows, stratify: np.ndarray | None) -> None:
-        if self.class_weight is not None:
-            by_class = compute_sample_weight(self.class_weight, self.classes_[rows.target])
-            rows = rows._replace(
-                weights=by_class if rows.weights is None else rows.weights * by_class
-            )
-        super()._train(model, rows, stratify)
 
     def _aligned(self, estimator: Any, output: np.ndarray, name: str) -> np.ndarray:
         known = np.asarray(estimator.classes_)
@@ -421,7 +375,7 @@ class GatedRegressor(RegressorMixin, _GatedEstimator):
 
     Args:
         estimators: List of (name, regressor).
-        cv: As in `GatedClassifier`, as are all parameters but `class_weight`.
+        cv: As in `GatedClassifier`, as are all other parameters.
         gate: See there; there is no `"per-class"`.
         combination: `"arithmetic"`, or `"geometric"`: the mean of the product of Gaussians
             `Π_l N(f_l, s_l²)^{w_l}`, which weighs by `w_l / s_l²`, with `s_l²` the mean squared

@@ -104,7 +104,7 @@ class _MixtureEstimator(KerasEstimator):
             loss = {
                 "mixture": lambda: self._loss,
                 "likelihood": lambda: MixtureNLL(self._family),
-                "expert_mean": lambda: ExpertMean(self._loss),
+                "expert_mean": lambda: ExpertMean(self._loss, weighted=True),
             }[self.objective]()
             model.compile(keras.optimizers.Adam(self.learning_rate_init), loss)
             model.build((None, self.n_features_in_))
@@ -147,8 +147,8 @@ class MixtureClassifier(ClassifierMixin, _MixtureEstimator):
             every row, `"uniform"` equally.
         router: What turns the gate's scores into weights, as in `plait.routers.get`.
         objective: `"mixture"`: the loss of the weighted output; `"likelihood"`: the likelihood of
-            the mixture of the networks' distributions; `"expert_mean"`: the mean of the networks'
-            own losses.
+            the mixture of the networks' distributions; `"expert_mean"`: the sum of the networks'
+            own losses, weighted by the gate (Jacobs et al. 1991).
         activation: Of the hidden layers.
         batch_size: Rows of one step at most; `"auto"` is 200.
         learning_rate_init: Of Adam.
