@@ -37,8 +37,8 @@ ESTIMATORS = {
     "GatedRegressor": GatedRegressor(REGRESSORS, cv=3, max_iter=20),
 }
 FLOAT32 = (
-    "the gradient steps are taken in float32: a weight of 2 and a repeated row agree to about 1e-5, "
-    "where the check asks for 1e-7"
+    "the gradient steps are taken in float32: a weight of 2 and a repeated row agree to about "
+    "1e-5, where the check asks for 1e-7"
 )
 EXPECTED_FAILURES = {"check_sample_weight_equivalence_on_dense_data": FLOAT32}
 X, Y = load_iris(return_X_y=True)
@@ -93,7 +93,7 @@ def test_the_callers_random_numbers_do_not_depend_on_a_fit():
         between()
         own = (
             random.random(),
-            np.random.rand(),
+            np.random.rand(),  # noqa: NPY002
             keras.ops.convert_to_numpy(keras.random.uniform(())),
         )
         return [float(each) for each in own]
@@ -304,3 +304,16 @@ def test_grid_search_in_two_processes():
     search.fit(X, NAMES)
     assert search.best_score_ > 0.8
     assert pickle.loads(pickle.dumps(search)).predict(X).tolist() == search.predict(X).tolist()
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        (np.ones(3), r"shape \(3,\)"),
+        (-np.ones(150), "from -1 to -1"),
+        (np.zeros(150), "from 0 to 0"),
+    ],
+)
+def test_wrong_sample_weights_are_named(weights, says):
+    with pytest.raises(ValueError, match=says):
+        MixtureClassifier(**SMALL).fit(X, Y, sample_weight=weights)

@@ -8,13 +8,13 @@ import keras
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 
 from plait.errors import choose_from, message
 from plait.sklearn import steps
 from plait.sklearn.randomness import isolated
 from plait.sklearn.steps import Arrays, Rows
-from plait.typing import Config
+from plait.typing import Config, Tensor
 
 _FILE = "model.keras"
 
@@ -124,6 +124,36 @@ class Scaling:
     def undone(self, values: np.ndarray) -> np.ndarray:
         """Returns values in the unit of the training rows."""
         return values * self.spread + self.mean
+
+
+def rows_of(x: Tensor) -> int:
+    """Returns the number of rows of an array, a table or a list."""
+    return int(x.shape[0]) if hasattr(x, "shape") else len(x)
+
+
+def check_weights(sample_weight: Tensor, x: Tensor) -> np.ndarray | None:
+    """Returns sample weights as an array `(n,)` in float64, or `None`.
+
+    Raises:
+        ValueError: If they are not a number for each row, not negative and not all zero.
+    """
+    if sample_weight is None:
+        return None
+    weights = check_array(
+        sample_weight, dtype="float64", ensure_2d=False, input_name="sample_weight"
+    )
+    rows = rows_of(x)
+    if weights.shape != (rows,) or (weights < 0).any() or not weights.any():
+        shown = f"values from {weights.min():g} to {weights.max():g}"
+        raise ValueError(
+            message(
+                f"`sample_weight` must be a number for each of the {rows} rows, not negative and "
+                "not all zero",
+                shown if weights.shape == (rows,) else f"shape {weights.shape}",
+                "Use the number of rows that each row counts as",
+            )
+        )
+    return weights
 
 
 def shares(p: np.ndarray) -> np.ndarray:

@@ -5,24 +5,22 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, RegressorMixin, clone
 from sklearn.model_selection import check_cv, cross_val_predict
 from sklearn.utils import Bunch, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
     check_is_fitted,
     has_fit_parameter,
     validate_data,
 )
 
 from plait.errors import message
-from plait.sklearn.base import KerasEstimator, Scaling, check_choice, shares
+from plait.sklearn.base import KerasEstimator, Scaling, check_choice, check_weights, rows_of, shares
 from plait.sklearn.networks import GATES, gate_network, weights_network
 from plait.sklearn.randomness import isolated
 from plait.sklearn.steps import Arrays, Rows, outputs_of
-from plait.typing import Config
+from plait.typing import Config, Tensor
 
 # A probability of zero, which forests give, must not veto a class whatever the others say.
 _SMALLEST = 1e-6
@@ -137,7 +135,7 @@ class _GatedEstimator(KerasEstimator):
                 )
 
     def _fit(
-        self, X: ArrayLike, y: np.ndarray, units: int, sample_weight: np.ndarray | None, loss: str
+        self, X: Tensor, y: np.ndarray, units: int, sample_weight: np.ndarray | None, loss: str
     ) -> None:
         """Fits the estimators, then the gate on their outputs."""
         self.transformer_ = None
@@ -205,30 +203,30 @@ class _GatedEstimator(KerasEstimator):
                 )
             )
 
-    def _numbers(self, X: ArrayLike) -> np.ndarray:
+    def _numbers(self, X: Tensor) -> np.ndarray:
         made = X if self.transformer_ is None else self.transformer_.transform(X)
         return check_array(made, dtype="float64", estimator=self, input_name="X")
 
-    def _gate_input(self, X: ArrayLike) -> np.ndarray:
+    def _gate_input(self, X: Tensor) -> np.ndarray:
         """Returns what the gate reads, `(n, d)`; one constant column where it reads nothing."""
         if self._gate_scaling_ is None:
-            return np.zeros((X.shape[0] if hasattr(X, "shape") else len(X), 1), "float32")
+            return np.zeros((rows_of(X), 1), "float32")
         return self._gate_scaling_(self._numbers(X))
 
-    def _outputs(self, X: ArrayLike) -> Arrays:
+    def _outputs(self, X: Tensor) -> Arrays:
         return [
             self._aligned(each, getattr(each, self._method)(X), name)
             for (name, _), each in zip(self._pairs(), self.estimators_, strict=True)
         ]
 
-    def _read(self, X: ArrayLike) -> Arrays:
+    def _read(self, X: Tensor) -> Arrays:
         check_is_fitted(self, "model_")
         if getattr(X, "ndim", 2) != 2:
             check_array(X, estimator=self, input_name="X")  # says which shape is needed
         validate_data(self, X, reset=False, skip_check_array=True)
         return [self._gate_input(X), *self._fed(self._outputs(X))]
 
-    def gate_weights(self, X: ArrayLike) -> np.ndarray:
+    def gate_weights(self, X: Tensor) -> np.ndarray:
         """Returns the weights of the estimators for every row.
 
         Args:
@@ -258,6 +256,7 @@ class _GatedEstimator(KerasEstimator):
     ) -> np.ndarray | None:
         """Returns what is added to the gate's scores, or `None`."""
         del y, found, weights
+        return None
 
 
 class GatedClassifier(ClassifierMixin, _GatedEstimator):
@@ -306,9 +305,7 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
 
     _method = "predict_proba"
 
-    def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> "GatedClassifier":
+    def fit(self, X: Tensor, y: Tensor, sample_weight: Tensor = None) -> "GatedClassifier":
         """Fits estimators and gate to rows and their classes.
 
         Args:
@@ -360,11 +357,11 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
             return [np.log(shares(np.maximum(p, _SMALLEST))).astype("float32") for p in found]
         return [p.astype("float32") for p in found]
 
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+    def predict_proba(self, X: Tensor) -> np.ndarray:
         """Returns the probability of every class, `(n, c)`, in float64; rows sum to one."""
         return shares(self._predicted(self._read(X)))
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Tensor) -> np.ndarray:
         """Returns the most probable class of every row, `(n,)`."""
         p = self.predict_proba(X)
         return self.classes_[p.argmax(axis=1)]
@@ -411,9 +408,7 @@ class GatedRegressor(RegressorMixin, _GatedEstimator):
     _gates = tuple(name for name in GATES if name != "per-class")
     _method = "predict"
 
-    def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> "GatedRegressor":
+    def fit(self, X: Tensor, y: Tensor, sample_weight: Tensor = None) -> "GatedRegressor":
         """Fits estimators and gate to rows and their targets.
 
         Args:
@@ -451,7 +446,7 @@ class GatedRegressor(RegressorMixin, _GatedEstimator):
         logs = -np.log(np.maximum(squares, 1e-12 * (1e-300 + max(squares))))
         return logs - logs.mean()
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Tensor) -> np.ndarray:
         """Returns the predictions `(n,)`, in float64."""
         inputs = self._read(X)
         return self._target_scaling_.undone(self._predicted(inputs))[:, 0]
@@ -459,11 +454,11 @@ class GatedRegressor(RegressorMixin, _GatedEstimator):
 
 def _checked(
     estimator: _GatedEstimator,
-    X: ArrayLike,
-    y: ArrayLike,
-    sample_weight: ArrayLike | None,
+    X: Tensor,
+    y: Tensor,
+    sample_weight: Tensor,
     numbers: bool = False,
-) -> tuple[ArrayLike, np.ndarray, np.ndarray | None]:
+) -> tuple[Tensor, np.ndarray, np.ndarray | None]:
     """Returns `X` as it is, which the estimators check; the target and the weights checked."""
     validate_data(estimator, X, skip_check_array=True)
     if y is None:
@@ -474,5 +469,5 @@ def _checked(
     if numbers:
         y = check_array(y, ensure_2d=False, dtype="numeric", input_name="y")
     y = column_or_1d(y, warn=True)
-    weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+    weights = check_weights(sample_weight, X)
     return X, y, weights

@@ -5,12 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
     check_is_fitted,
     validate_data,
 )
@@ -19,10 +17,17 @@ from plait import routers
 from plait.errors import message
 from plait.losses import ExpertMean, MixtureNLL
 from plait.mixture import Mixture
-from plait.sklearn.base import KerasEstimator, Scaling, check_choice, check_count, shares
+from plait.sklearn.base import (
+    KerasEstimator,
+    Scaling,
+    check_choice,
+    check_count,
+    check_weights,
+    shares,
+)
 from plait.sklearn.randomness import isolated
 from plait.sklearn.steps import Rows
-from plait.typing import Config
+from plait.typing import Config, Tensor
 
 _GATES = ("constant", "linear", "mlp", "uniform")
 _OBJECTIVES = ("expert_mean", "likelihood", "mixture")
@@ -33,6 +38,8 @@ class _MixtureEstimator(KerasEstimator):
 
     _loss = ""
     _family = ""
+    _scaling_: Scaling
+    n_features_in_: int
 
     def __init__(
         self,
@@ -115,11 +122,11 @@ class _MixtureEstimator(KerasEstimator):
             self._scaling_ = Scaling(X, weights)
         return Rows([self._scaling_(X)], target, weights)
 
-    def _read(self, X: ArrayLike) -> np.ndarray:
+    def _read(self, X: Tensor) -> np.ndarray:
         check_is_fitted(self, "model_")
         return self._scaling_(validate_data(self, X, reset=False))
 
-    def gate_weights(self, X: ArrayLike) -> np.ndarray:
+    def gate_weights(self, X: Tensor) -> np.ndarray:
         """Returns the mixing weights of every row.
 
         Args:
@@ -221,9 +228,7 @@ class MixtureClassifier(ClassifierMixin, _MixtureEstimator):
         )
         self.class_weight = class_weight
 
-    def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> "MixtureClassifier":
+    def fit(self, X: Tensor, y: Tensor, sample_weight: Tensor = None) -> "MixtureClassifier":
         """Trains on rows `(n, d)` and their classes `(n,)`.
 
         Args:
@@ -255,7 +260,7 @@ class MixtureClassifier(ClassifierMixin, _MixtureEstimator):
                     "Check the target's column",
                 )
             )
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        weights = check_weights(sample_weight, X)
         if self.class_weight is not None:
             by_class = compute_sample_weight(self.class_weight, y)
             weights = by_class if weights is None else weights * by_class
@@ -265,11 +270,11 @@ class MixtureClassifier(ClassifierMixin, _MixtureEstimator):
         self.classes_, self.model_ = classes, model
         return self
 
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+    def predict_proba(self, X: Tensor) -> np.ndarray:
         """Returns the probability of every class, `(n, c)`, in float64; rows sum to one."""
         return shares(self._predicted([self._read(X)]))
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Tensor) -> np.ndarray:
         """Returns the most probable class of every row, `(n,)`."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
@@ -312,10 +317,10 @@ class MixtureRegressor(RegressorMixin, _MixtureEstimator):
 
     _loss = "mean_squared_error"
     _family = "gaussian"
+    _target_scaling_: Scaling
+    _shape_: tuple[int, ...]
 
-    def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> "MixtureRegressor":
+    def fit(self, X: Tensor, y: Tensor, sample_weight: Tensor = None) -> "MixtureRegressor":
         """Trains on rows `(n, d)` and their targets `(n,)` or `(n, u)`.
 
         Args:
@@ -329,7 +334,7 @@ class MixtureRegressor(RegressorMixin, _MixtureEstimator):
         """
         going = self._continues()
         X, y = validate_data(self, X, y, reset=not going, y_numeric=True, multi_output=True)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        weights = check_weights(sample_weight, X)
         shape = y.shape[1:]
         if going and shape != self._shape_:
             raise ValueError(
@@ -348,7 +353,7 @@ class MixtureRegressor(RegressorMixin, _MixtureEstimator):
         self._shape_, self._target_scaling_, self.model_ = shape, target, model
         return self
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Tensor) -> np.ndarray:
         """Returns the predictions, of the shape of the training targets, in float64."""
         x = self._read(X)
         values = self._target_scaling_.undone(self._predicted([x]))
