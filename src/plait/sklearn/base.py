@@ -128,7 +128,7 @@ class Scaling:
 
 def rows_of(x: Tensor) -> int:
     """Returns the number of rows of an array, a table or a list."""
-    return int(x.shape[0]) if hasattr(x, "shape") else len(x)
+    return int(x.shape[0] if hasattr(x, "shape") else np.asarray(x).shape[0])
 
 
 def check_weights(sample_weight: Tensor, x: Tensor) -> np.ndarray | None:

@@ -188,6 +188,7 @@ class MixtureClassifier(ClassifierMixin, _MixtureEstimator):
 
     _loss = "sparse_categorical_crossentropy"
     _family = "categorical"
+    classes_: np.ndarray
 
     def __init__(
         self,
