@@ -36,3 +36,16 @@ def test_command_line_names_the_missing_extra():
     assert result.returncode == 2
     assert "pip install plait[cli]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_estimators_name_the_missing_extra():
+    program = PROGRAM + "import plait.sklearn\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ImportError: plait.sklearn needs scikit-learn" in result.stderr
+    assert "pip install plait[sklearn]" in result.stderr
+
+
+def test_the_core_does_not_import_the_estimators():
+    program = "import sys, plait\nprint([name for name in sys.modules if 'plait.sklearn' in name])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

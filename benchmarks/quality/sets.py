@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import datasets
 from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit, StratifiedKFold
+
+from sklearn import datasets
 
 VOWEL = Path(__file__).parents[2] / "data" / "vowel"
 SHIPPED = ("vowel", "iris", "wine", "breast cancer")

@@ -107,7 +107,9 @@ def cross_fit(
     x = tree.map_structure(np.asarray, x)
     parts = select_each(x, selectors(expert_inputs, len(experts)))
     parts = parts * len(experts) if len(parts) == 1 else parts
-    by_expert = [fit or {}] * len(experts) if isinstance(fit, Mapping) or not fit else list(fit)
+    by_expert: list[Any] = (
+        [fit or {}] * len(experts) if isinstance(fit, Mapping) or not fit else list(fit)
+    )
     if len(by_expert) != len(experts):
         raise ValueError(
             message(
