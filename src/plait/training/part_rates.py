@@ -35,13 +35,12 @@ class PartRates(keras.optimizers.Optimizer):
 
     Example:
     >>> import keras, numpy as np, plait
-    >>> expert, gate = keras.layers.Dense(1), keras.layers.Dense(1, activation="softmax")
-    >>> mix = plait.Mixture([expert], gate)
-    >>> mix.compile(plait.training.PartRates("sgd", [(expert, 0.0)]), "mse")
+    >>> mix = plait.Mixture([keras.layers.Dense(1), keras.layers.Dense(1)])
+    >>> mix.compile(plait.training.PartRates("sgd", [(e, 0.0) for e in mix.experts]), "mse")
     >>> x = np.ones((4, 2), "float32")
-    >>> before = mix.predict(x, verbose=0)
+    >>> before = mix.expert_outputs(x)
     >>> history = mix.fit(x, np.zeros((4, 1)), verbose=0)
-    >>> bool((mix.predict(x, verbose=0) == before).all())
+    >>> bool((mix.expert_outputs(x) == before).all())
     True
     """
 
@@ -64,6 +63,8 @@ class PartRates(keras.optimizers.Optimizer):
             name=name,
         )
         self.inside = _Inside(given, [(layer, float(factor)) for layer, factor in parts])
+        # Read now: inside a traced step TensorFlow cannot read the learning rate.
+        self.inside.config = {**config, "learning_rate": 0.0}
         self.inside.factors = None if factors is None else [float(factor) for factor in factors]
         if given.global_clipnorm or given.use_ema:
             raise ValueError(
@@ -107,9 +108,9 @@ class PartRates(keras.optimizers.Optimizer):
             )
         super().build(list(variables))
         inside.factors, inside.variables = factors, list(variables)
-        config = {**self.given.get_config(), "learning_rate": 0.0}
         for factor in sorted(set(factors) - {0.0}):
-            inner = type(self.given).from_config({**config, "name": f"{self.name}_{factor:g}"})
+            config = {**inside.config, "name": f"{self.name}_{factor:g}"}
+            inner = type(self.given).from_config(config)
             inner.build([v for v, own in zip(variables, factors, strict=True) if own == factor])
             inside.groups.append((factor, inner))
 
@@ -187,6 +188,7 @@ class _Inside:
     ) -> None:
         self.given = given
         self.parts = parts
+        self.config: Config = {}
         self.factors: list[float] | None = None
         self.variables: list[keras.Variable] = []
         self.groups: list[tuple[float, keras.optimizers.Optimizer]] = []
