@@ -49,9 +49,7 @@ def _specs(model: keras.Model) -> Nested:
 
 def _names(specs: Nested) -> list[str]:
     """Returns a name for each leaf: its path in the structure, or "inputs"."""
-    paths = [
-        "_".join(str(part) for part in path) for path, _ in tree.flatten_with_path(specs)
-    ]
+    paths = ["_".join(str(part) for part in path) for path, _ in tree.flatten_with_path(specs)]
     return [path if path and not path[0].isdigit() else f"inputs{path}" for path in paths]
 
 
