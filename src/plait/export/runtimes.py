@@ -112,13 +112,13 @@ def _order(found: Sequence[str], names: Sequence[str]) -> list[tuple[str, int]]:
     A runtime may add words to a name, as in "serving_default_image:0". Where names do not tell, the
     order does.
     """
-    places = []
+    places: list[int] = []
     for name in found:
         fitting = [place for place, given in enumerate(names) if given in name]
         exact = [place for place in fitting if names[place] == name]
         best = exact or sorted(fitting, key=lambda place: -len(names[place]))
-        places.append(best[0] if best else None)
-    if sorted(p for p in places if p is not None) != list(range(len(names))):
+        places.append(best[0] if best else -1)
+    if sorted(places) != list(range(len(names))):
         places = list(range(len(found)))
     return list(zip(found, places, strict=True))
 

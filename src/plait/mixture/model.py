@@ -41,7 +41,6 @@ from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
 from plait.ops.merging import check_combination, merge_chosen, merge_stacked
 from plait.ops.presence import over_present, score_present
 from plait.ops.routing import Routing
-from plait.ops.tracing import runs_every_expert
 from plait.typing import Config, Nested, Shape, Shapes, Tensor
 
 if TYPE_CHECKING:
