@@ -17,7 +17,7 @@ from plait.ops.tracing import traced
 BACKEND = keras.config.backend()
 CELLS = [(format, kind) for format in OFFERED.get(BACKEND, []) for kind in KINDS]
 # At a capacity these runtimes sort or count otherwise; `export` says so and writes nothing.
-REFUSED = {("tensorflow", "onnx"), ("torch", "onnx"), ("torch", "openvino"), ("torch", "torch")}
+REFUSED = {("tensorflow", "onnx"), ("torch", "onnx"), ("torch", "openvino")}
 
 
 def needs(format):
