@@ -24,7 +24,7 @@ NEIGHBOURS = {
     "plots": {"inspection"},
 }
 # Methods of the mixture that run a floor above, imported when they are called.
-DEFERRED = {("mixture", "training")}
+DEFERRED = {("mixture", "training"), ("mixture", "export")}
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
 

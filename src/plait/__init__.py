@@ -15,6 +15,7 @@ from plait import (  # noqa: E402
     tables,
     training,
 )
+from plait.export import export  # noqa: E402
 from plait.mixture import Mixture, MultiGateMixture  # noqa: E402
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "MultiGateMixture",
     "callbacks",
     "experts",
+    "export",
     "layers",
     "losses",
     "metrics",

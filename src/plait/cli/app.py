@@ -151,4 +151,31 @@ def report(
     run(model, data, target, output).show(as_json)
 
 
+@app.command()
+@expected_errors
+def export(
+    model: Model,
+    output: Annotated[
+        pathlib.Path,
+        typer.Option("--output", "-o", help="model.onnx, .tflite, .xml, .pt2, or a new folder."),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(help="tf_saved_model, onnx, litert, openvino or torch; else by the suffix."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="A fixed batch size.")] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Run the file in its runtime and compare it with the model.")
+    ] = True,
+) -> None:
+    """Write a model for another runtime, with its preprocessing inside, and its schema beside it.
+
+    The file reads the columns as a matrix of numbers; the schema says which number a category is.
+    """
+    from plait.cli.export import run
+
+    for path in run(model, output, format, batch_size, verify):
+        typer.echo(f"Wrote {path}")
+
+
 __all__ = ["app"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from operator import is_
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -329,6 +330,19 @@ class Mixture(OfExperts, PartsModel):
 
         check_arithmetic(self, "fit_em")
         return fit_em(self, x, y, **kwargs)
+
+    def export(
+        self,
+        filepath: Any,
+        format: str | None = None,
+        *,
+        batch_size: int | None = None,
+        verify: bool = True,
+    ) -> Path:
+        """Writes the mixture for another runtime, and verifies the file; see `plait.export`."""
+        from plait.export import export
+
+        return export(self, filepath, format, batch_size=batch_size, verify=verify)
 
     def responsibilities(self, x: Any, y: Any, batch_size: int | None = None) -> np.ndarray:
         """Returns the posterior weights, once the target is known: `h_l ∝ w_l(x) · p_l(y | x)`.
