@@ -2,7 +2,7 @@
 
 `torch.func.vmap` cannot evaluate `is_contiguous(memory_format=…)`, which Keras' convolutions call
 to decide whether to copy a tensor into the channels-last format. The format is only a matter of
-speed, so that it is taken to be right: from the first function on that asks for it, as the mode that
+speed, so that it is taken to be right, from the first function on that asks for it: the mode that
 answers is passed by every operation.
 """
 
