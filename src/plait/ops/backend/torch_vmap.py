@@ -2,7 +2,8 @@
 
 `torch.func.vmap` cannot evaluate `is_contiguous(memory_format=…)`, which Keras' convolutions call
 to decide whether to copy a tensor into the channels-last format. The format is only a matter of
-speed, so that it is taken to be right.
+speed, so that it is taken to be right, from the first function on that asks for it: the mode that
+answers is passed by every operation.
 """
 
 import torch
@@ -22,8 +23,24 @@ class _AnyMemoryFormat(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_asked = False
+
+
 def vectorize(function, tensors):
     """Lists in, lists out: see `plait.ops.backend.vectorized_map`."""
+    global _asked
+    if not _asked:
+        try:
+            return _vectorize(function, tensors)
+        except RuntimeError as error:
+            if "is_contiguous" not in str(error):
+                raise
+        _asked = True
+    with _AnyMemoryFormat():
+        return _vectorize(function, tensors)
+
+
+def _vectorize(function, tensors):
     # Of the attention kernels, only the one made of plain products is batched by `vmap`.
-    with _AnyMemoryFormat(), sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH):
         return torch.func.vmap(function, randomness="different")(tensors)
