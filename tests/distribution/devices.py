@@ -29,13 +29,14 @@ def run(way, router):
     if way == "data":
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
         model = made(router)
-    model.compile(keras.optimizers.Adam(0.01), "mse")
     if way == "experts":
         mesh = keras.distribution.DeviceMesh((1, 4), ["batch", "expert"], devices)
         layouts = plait.distribution.layout_map(model, mesh)
         keras.distribution.set_distribution(
             keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
         )
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    if way == "experts":
         plait.distribution.distribute(model, layouts)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 6)).astype("float32"), rng.normal(size=(64, 2)).astype("float32")

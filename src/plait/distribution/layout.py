@@ -12,8 +12,8 @@ from plait.mixture import Mixture, MultiGateMixture
 class ExpertLayouts(keras.distribution.LayoutMap):
     """A layout map that holds the variables of stacked experts, whatever their names.
 
-    Keras asks by path, and is answered for the present paths of these variables. Every other path
-    is left to the rules that are added to the map.
+    Keras asks by path, and is answered for the present paths of these variables, and of those that
+    an optimizer keeps for each of them. Every other path is left to the rules that are added.
 
     Args:
         device_mesh: The devices.
@@ -33,8 +33,9 @@ class ExpertLayouts(keras.distribution.LayoutMap):
         self.expert_axis = expert_axis
 
     def __getitem__(self, key: str) -> "keras.distribution.TensorLayout | None":
+        slot = key.split("/")[-1]  # of an optimizer, which names it after the variable
         for variable in self.expert_variables:
-            if variable.path == key:
+            if key == variable.path or slot.startswith(variable.path.replace("/", "_") + "_"):
                 return self.split(variable)
         return super().__getitem__(key)
 
@@ -128,6 +129,9 @@ def distribute(model: keras.Model, layouts: ExpertLayouts) -> None:
     """Lays out what a model and its optimizer hold already, as a layout map says.
 
     Keras lays out variables when they are made, and by path; a model that exists stays where it is.
+
+    First `layout_map`, then `keras.distribution.set_distribution`, then `compile`, then this: what
+    `compile` makes, such as metrics, must be laid out too.
 
     Args:
         model: The model that `layout_map` was given. Where it is compiled, the variables of its
