@@ -13,7 +13,7 @@ FLOORS = [
     {"experts", "layers"},
     {"mixture"},
     {"callbacks", "training"},
-    {"export", "inspection", "interop", "plots", "sklearn", "tables"},
+    {"distribution", "export", "inspection", "interop", "plots", "sklearn", "tables"},
     {"cli", "report"},
 ]
 # Rooms of one floor that a room may import; no arrow runs back.

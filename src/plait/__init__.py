@@ -6,6 +6,7 @@ default_backend.pick()  # before anything imports Keras
 
 from plait import (  # noqa: E402
     callbacks,
+    distribution,
     experts,
     layers,
     losses,
@@ -24,6 +25,7 @@ __all__ = [
     "Mixture",
     "MultiGateMixture",
     "callbacks",
+    "distribution",
     "experts",
     "export",
     "layers",
