@@ -2,6 +2,7 @@
 
 from plait.inspection.constant import best_constant_weights
 from plait.inspection.losses import losses
+from plait.inspection.paired import Interval, bootstrap
 from plait.inspection.scores import Reference, Score, choose, score, scores
 from plait.inspection.usage import (
     Along,
@@ -17,10 +18,12 @@ from plait.inspection.usage import (
 __all__ = [
     "Along",
     "Confusion",
+    "Interval",
     "Reference",
     "Score",
     "Usage",
     "best_constant_weights",
+    "bootstrap",
     "choose",
     "expert_confusion",
     "losses",
