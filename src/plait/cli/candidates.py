@@ -20,7 +20,7 @@ TITLES = {
     MIXTURE: "blended mixture",
 }
 _FEW_ROWS = 1000  # below it noise on the features keeps networks from learning rows by heart
-_STEPS = 3000  # of an optimizer at least, unless `epochs` allows fewer
+_STEPS = 1500  # of an optimizer at least, unless `epochs` allows fewer
 
 
 @dataclasses.dataclass(frozen=True)
