@@ -17,7 +17,6 @@ app = typer.Typer(
 )
 
 
-
 def _one_of(help_text: str, *choices: str) -> Any:
     """Returns an option whose help and completion show what it may be; the command checks it."""
 
@@ -46,8 +45,10 @@ def _all(
     del version
 
 
-
-Data = Annotated[pathlib.Path, typer.Argument(help="Table: .csv, .tsv (also .gz), .parquet, .npz, or a folder of .parquet.")]
+Data = Annotated[
+    pathlib.Path,
+    typer.Argument(help="Table: .csv, .tsv (also .gz), .parquet, .npz, or a folder of .parquet."),
+]
 Target = Annotated[str, typer.Option(help="Column to predict.")]
 Test = Annotated[
     pathlib.Path | None,

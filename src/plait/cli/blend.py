@@ -215,9 +215,7 @@ def _schema(experts: list[Expert], frame: Any, target: str) -> Schema:
         schema = dataclasses.replace(known[0][0], target=target)
         return dataclasses.replace(schema, baseline=None)
     units = _units(experts[0])
-    schema = infer(
-        frame, target, "regression" if units == 1 else "classification", plain=True
-    )
+    schema = infer(frame, target, "regression" if units == 1 else "classification", plain=True)
     texts = [column.name for column in schema.columns if column.categories is not None]
     if texts:
         raise ValueError(

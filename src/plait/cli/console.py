@@ -60,8 +60,6 @@ def dumps(value: Any) -> str:
     return json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
 
 
-
-
 class Result(NamedTuple):
     """The end of a command that scores a mixture.
 

@@ -179,4 +179,5 @@ def _fitted(
     full[:, model.classes_] = model.predict_proba(x_test)
     return full
 
+
 __all__ = ["Entry", "choose", "contest", "rivals", "verdict"]

@@ -80,7 +80,9 @@ class FitResult(NamedTuple):
             print(dumps({"scores": scores, **self.facts, "written": self.written}))
             return
         table = Table(title=plain(f"Scored on {self.scored_on}"), title_justify="left")
-        for i, title in enumerate([*score_head([e.score for e in self.entries]), "beside the chosen"]):
+        for i, title in enumerate(
+            [*score_head([e.score for e in self.entries]), "beside the chosen"]
+        ):
             table.add_column(title, justify="right" if i else "left")
         for entry in self.entries:
             style = "bold" if entry.gap is None else None
@@ -181,9 +183,7 @@ def run(options: FitOptions) -> FitResult:
     model = bench.whole(chosen, schema, learn)
     page = None
     if options.report is not None:
-        page = render(
-            gather(model, scored.x, scored.y, scored.frame), options.output.name, name
-        )
+        page = render(gather(model, scored.x, scored.y, scored.frame), options.output.name, name)
     if options.test is None:  # nothing is left out of what is written
         bench.train(chosen, rows, sides.weight, "all rows")
         model = bench.whole(chosen, schema, rows)

@@ -17,6 +17,7 @@ def prepare() -> None:
     """Keeps start-up logs off the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import plait
+
     if importlib.util.find_spec("tensorflow"):
         # Wherever TensorFlow is installed Keras imports it sooner or later, on every backend, to
         # seed it or to ask whether an object is its own; no setting silences its greeting, nor

@@ -23,7 +23,9 @@ def plot_importance(found: Importance, names: Sequence[str], unit: str) -> Any:
     figure, axes = new_figure(1.0 + 0.3 * len(order))
     place = np.arange(len(order))
     scale = max(float(np.abs(found.loss).max()), 1e-12)
-    axes.barh(place - 0.2, found.loss[order] / scale, 0.38, label=f"rise of the {unit} (1 = {scale:.3g})")
+    axes.barh(
+        place - 0.2, found.loss[order] / scale, 0.38, label=f"rise of the {unit} (1 = {scale:.3g})"
+    )
     axes.barh(place + 0.2, found.gate[order], 0.38, label="weight that moves", color="#9aa5b1")
     axes.set_yticks(place, [names[i][:18] for i in order])
     axes.invert_yaxis()

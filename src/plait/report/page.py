@@ -140,7 +140,9 @@ def _contest(facts: Facts) -> list[list[str]]:
     """Returns the rows of the contest, if `plait fit` held one."""
     rows = []
     for entry in (facts.schema.record or {}).get("contest", []):
-        known = {key: entry[key] for key in Score._fields if key in entry and entry[key] is not None}
+        known = {
+            key: entry[key] for key in Score._fields if key in entry and entry[key] is not None
+        }
         gap = entry.get("chosen_less_this")
         text = "chosen"
         if gap is not None:
@@ -168,13 +170,18 @@ def _territories(facts: Facts) -> list[list[str]]:
                 number = np.asarray(values, "float64")
                 here, all_of = np.nanmedian(number[led]), np.nanmedian(number)
                 found.append(
-                    (abs(here - all_of) / column.scale, f"{column.name} {here:.3g} (all: {all_of:.3g})")
+                    (
+                        abs(here - all_of) / column.scale,
+                        f"{column.name} {here:.3g} (all: {all_of:.3g})",
+                    )
                 )
             else:
                 texts = values.astype(str)
                 top = texts[led].mode().iloc[0]
                 here, all_of = (texts[led] == top).mean(), (texts == top).mean()
-                found.append((2 * abs(here - all_of), f"{column.name} {top} {here:.0%} (all: {all_of:.0%})"))
+                found.append(
+                    (2 * abs(here - all_of), f"{column.name} {top} {here:.0%} (all: {all_of:.0%})")
+                )
         found.sort(key=lambda pair: -pair[0])
         rows.append([name, f"{led.mean():.0%}", "; ".join(text for _, text in found[:3])])
     return rows
@@ -276,7 +283,11 @@ def _drivers(facts: Facts) -> list[Picture]:
     if facts.importance is not None:
         unit = "log loss" if classified else "squared error"
         svg = plots.to_svg(
-            plots.plot_importance, facts.importance, schema.names, unit, label="Which columns matter"
+            plots.plot_importance,
+            facts.importance,
+            schema.names,
+            unit,
+            label="Which columns matter",
         )
         text = (
             "What shuffling one column among the rows does: to the loss, and to the gate (the share "
@@ -293,7 +304,9 @@ def _drivers(facts: Facts) -> list[Picture]:
         found.append(Picture("Confusion", "True classes in rows, predicted ones in columns.", svg))
         seen = calibration(facts.predictions, facts.y)
         svg = plots.to_svg(plots.plot_calibration, seen, label="Calibration")
-        text = f"Expected calibration error {seen.error:.3f}. Points below the line are overconfident."
+        text = (
+            f"Expected calibration error {seen.error:.3f}. Points below the line are overconfident."
+        )
         found.append(Picture("Calibration", text, svg))
     curve = (schema.record or {}).get("curve")
     if curve:
@@ -321,8 +334,7 @@ def _worst(facts: Facts) -> dict[str, Any]:
         row = facts.frame.iloc[int(i)]
         number = int(facts.frame.index[int(i)]) + 1
         rows.append(
-            [str(number), truth, said, f"{off:.4g}", led]
-            + [_cell(row[name]) for name in columns]
+            [str(number), truth, said, f"{off:.4g}", led] + [_cell(row[name]) for name in columns]
         )
     return {"head": head, "rows": rows, "left_out": len(facts.schema.names) - len(columns)}
 
