@@ -142,7 +142,7 @@ def test_new_categories_and_empty_cells_are_counted_not_refused(plait, refused, 
     assert result.exit_code == 0, result.output
     assert len(result.stdout.splitlines()) == 5
     assert "'colour': 3 of 4 rows hold a category not seen" in result.stderr
-    assert "'green' 2×" in result.stderr
+    assert "'green', 2 times" in result.stderr
     assert "'x': 1 of 4 rows is empty" in result.stderr
     found = refused("predict", fitted / "kind.keras", "-", "--strict", stdin=text)
     assert re.search(r"2 columns cannot be read.*\(1 such row of 4\).*\(3 such rows of 4\)", found)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,21 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from plait.cli import interrupts
+from plait.cli.text import plain
 from plait.inspection import Score
 from plait.report import finite, score_cells, score_head
-
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-
-
-def plain(text: object) -> str:
-    r"""Returns a text in which control characters show as escapes, so that no terminal obeys them.
-
-    Example:
-    >>> from plait.cli.console import plain
-    >>> plain("\x1b[31mred")
-    '\\x1b[31mred'
-    """
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", str(text))
 
 
 class Remarks:

@@ -22,6 +22,7 @@ from plait.inspection import losses
 from plait.report import gather, render, score_cells, score_head
 from plait.tables import TableModel, assemble, doubts, finished, infer, replacing, save
 from plait.tables.cells import numbers, texts
+from plait.tables.matrix import few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +255,7 @@ def _sides(frame: Any, options: FitOptions) -> Sides:
                 message(
                     f"`{option}` names a column beside the target",
                     repr(name),
-                    f"Choose among {', '.join(str(c) for c in frame.columns if c != options.target)}",
+                    f"Choose among {few([c for c in frame.columns if c != options.target])}",
                 )
             )
     groups = texts(frame[options.group]).astype(str) if options.group else None

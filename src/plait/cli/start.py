@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from plait.cli import interrupts
+from plait.cli.text import plain
 
 
 def prepare() -> None:
@@ -49,7 +50,8 @@ def expected_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     Commands import what they run inside themselves, after `prepare`.
 
-    An interrupt exits with 130, a request to end with 143, a reader that closed the pipe with 141, as shells expect.
+    An interrupt exits with 130, a request to end with 143, a reader that closed the pipe with 141,
+    as shells expect.
     """
 
     @functools.wraps(command)
@@ -65,8 +67,6 @@ def expected_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
         except (ValueError, TypeError, OSError, ImportError) as error:
-            from plait.cli.console import plain
-
             typer.echo(plain(f"Error: {' '.join(str(error).split())}"), err=True)
             raise typer.Exit(2) from None
 

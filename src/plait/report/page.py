@@ -290,7 +290,7 @@ def _drivers(facts: Facts) -> list[Picture]:
             label="Which columns matter",
         )
         text = (
-            "What shuffling one column among the rows does: to the loss, and to the gate (the share "
+            "What shuffling one column among the rows does to the loss, and to the gate (the share "
             "of the weight that moves to other experts)."
         )
         found.append(Picture("Which columns matter", text, svg))
