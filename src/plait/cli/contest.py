@@ -169,7 +169,10 @@ def _fitted(
     x_test: np.ndarray,
     classes: int,
 ) -> np.ndarray:
-    with warnings.catch_warnings():
+    import threadpoolctl  # comes with scikit-learn
+
+    # Threads that wait for each other crawl on a busy machine.
+    with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
         # That it has not converged in a thousand steps is no news about the table.
         warnings.simplefilter("ignore")
         model.fit(x, y, sample_weight=weight)
