@@ -142,7 +142,7 @@ def moments(values: "pd.Series") -> tuple[dict[str, np.ndarray], np.ndarray]:
         "year": when.year,
         "month": when.month,
         "day": when.day,
-        "weekday": when.weekday,
+        "weekday": when.day_of_week,
         "hour": when.hour + when.minute / 60.0,
     }
     parts = {
