@@ -21,7 +21,8 @@ test-jax check $(filter %-jax,$(RANGE)): export XLA_FLAGS ?= --xla_backend_optim
 .PHONY: demo test test-range check lint bench bench-gpu clean
 
 demo: $(VENV)/.demo
-	KERAS_BACKEND=jax $(BIN)/plait fit data/vowel/train.csv --target vowel --test data/vowel/test.csv \
+	KERAS_BACKEND=jax $(BIN)/plait fit data/vowel/train.csv --target vowel --group speaker \
+		--test data/vowel/test.csv \
 		-o demo/model.keras --report demo/report.html
 
 test: lint $(addprefix test-,$(BACKENDS))
@@ -61,7 +62,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[jax,cli]'
+	$(PIP) -e '.[jax,cli]' scikit-learn
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt

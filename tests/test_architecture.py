@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "plait"
 FLOORS = [
     {"compat", "default_backend", "errors", "ops", "typing"},
     {"losses", "metrics", "routers"},
-    {"experts", "layers"},
+    {"encoding", "experts", "layers"},
     {"mixture"},
     {"callbacks", "training"},
     {"distribution", "export", "inspection", "interop", "plots", "sklearn", "tables"},

@@ -85,7 +85,7 @@ def _read_vowel(path: Path, codes: dict[str, int]) -> tuple[np.ndarray, np.ndarr
     with open(path, newline="") as file:
         rows = list(csv.reader(file))[1:]
     y = [codes.setdefault(row[-1], len(codes)) for row in rows]
-    return np.array([row[:-1] for row in rows], "float64"), np.array(y)
+    return np.array([row[1:-1] for row in rows], "float64"), np.array(y)
 
 
 def _split(

@@ -22,6 +22,21 @@ def pick() -> None:
         os.environ["KERAS_BACKEND"] = installed[0]
 
 
+def on_command_line(argv: list[str], orig_argv: list[str]) -> bool:
+    """Returns whether this process is the installed script `plait`, or `python -m plait.cli`.
+
+    Example:
+    >>> from plait.default_backend import on_command_line
+    >>> on_command_line(["/usr/bin/plait"], []), on_command_line(["train.py"], ["python"])
+    (True, False)
+    >>> on_command_line(["-m"], ["python", "-m", "plait.cli", "--help"])
+    True
+    """
+    script = pathlib.PurePath(argv[0]).name if argv else ""
+    module = argv[:1] == ["-m"] and "plait.cli" in orig_argv
+    return script.removesuffix(".exe") == "plait" or module
+
+
 def _configured() -> str:
     """Returns the backend that Keras' own file names, or the one it takes without a file."""
     home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))

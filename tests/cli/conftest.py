@@ -54,7 +54,8 @@ def fitted(plait, mixed, tmp_path_factory):
     mixed.to_csv(folder / "t.csv", index=False)
     for task, other in (("kind", "price"), ("price", "kind")):
         result = plait(
-            "fit", folder / "t.csv", "--target", task, "--ignore", other, "--experts", 3,
+            "fit", folder / "t.csv", "--target", task, "--ignore", other,
+            "--model", "mixture", "--gate", "mlp", "--experts", 3,
             "--hidden", 8, "--epochs", 15, "-o", folder / f"{task}.keras", "--json",
         )  # fmt: skip
         assert result.exit_code == 0, result.output

@@ -51,11 +51,10 @@ def test_options_of_fit(refused, fitted, tmp_path, monkeypatch, options, match):
 
 TABLES = [
     ("kind", "dear", r"at least two classes\. Received: 'dear' in all 240 rows of 'kind'"),
-    ("x", [7, np.nan], r"'x' must hold a finite value.*NaN or an empty cell in row 7 \(1 such"),
-    ("x", [7, np.inf], r"'x' must hold a finite value.*infinity in row 7"),
-    ("kind", [7, None], r"'kind' must hold a finite value.*an empty cell in row 7"),
-    ("price", [7, np.nan], r"'price' must hold a finite value"),
-    ("price", [7, np.inf], r"'price' must hold a finite value in every row\. Received: infinity"),
+    ("x", [7, np.inf], r"'x' must hold a finite value.*infinity in row 7 \(1 such"),
+    ("kind", [7, None], r"'kind' must hold a value.*an empty cell in row 7"),
+    ("price", [7, np.nan], r"'price' must hold a value"),
+    ("price", [7, np.inf], r"'price' must hold a finite value of 32 bits\. Received: infinity"),
 ]
 
 
@@ -78,7 +77,7 @@ FILES = [
     ("t.csv", b"PAR1\x15\x04", r"ends in \.csv must hold CSV data.*begins like a Parquet file"),
     ("t.parquet", b"x,kind\n1,a\n", r"ends in \.parquet must hold PARQUET data"),
     ("t.npz", b"x,kind\n1,a\n", r"ends in \.npz must hold NPZ data"),
-    ("t.txt", b"x,kind\n1,a\n", r"A table is a file that ends in \.csv, \.parquet, \.npz"),
+    ("t.txt", b"x,kind\n1,a\n", r"A table is a file that ends in \.csv"),
     ("t.csv", b"x,kind\n1,a\n2,b\n", r"at least 10 rows\. Received: 2 in"),
     ("t.csv", b"x;kind\n" + b"1;a\n" * 12, r"Separate the cells by commas"),
 ]
@@ -96,8 +95,6 @@ def test_files_that_are_no_tables(refused, tmp_path, name, content, match):
 ROWS = [
     ("colour\nred\n", r"must have the column 'x'\. Received: the columns 'colour'"),
     ("x,colour\ntall,red\n", r"'x' must hold numbers\. Received: 'tall' in row 1"),
-    ("x,colour\n1,red\n2,green\n", r"'colour' must hold one of.*'green' in row 2"),
-    ("x,colour\n1,red\n,red\n", r"NaN or an empty cell in row 2"),
     ("x,colour\n1,red\ninf,red\n", r"infinity in row 2"),
     ("x,colour\n1,red,3\n1,red\n", r"as many cells as the header"),
     ("", r"needs a header and at least one row\. Received: standard input"),
@@ -178,7 +175,8 @@ def test_an_unknown_label_in_a_table_to_report_on(refused, fitted, mixed, tmp_pa
     assert not (tmp_path / "r.html").exists()
 
 
-def test_an_interrupt_during_training_leaves_the_old_output_alone(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_during_training_leaves_the_old_output_alone(tmp_path, number):
     """A real process, a real Ctrl-C: exit code 130, nothing half-written."""
     out = tmp_path / "m.keras"
     out.write_text("before")
@@ -190,12 +188,12 @@ def test_an_interrupt_during_training_leaves_the_old_output_alone(tmp_path):
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ}
     ) as process:
         # The plan is printed when the work begins, after every check.
-        while "linear gate" not in process.stderr.readline():
+        while "mlp gate" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(3)  # into the training itself
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Interrupted: no output was written." in errors
     assert "Traceback" not in errors
     assert out.read_text() == "before"

@@ -49,7 +49,9 @@ def test_a_bad_row_far_down_leaves_the_old_output_alone(
     monkeypatch.setattr("plait.cli.predict._ROWS", 100)
     mixed.assign(colour=[*mixed["colour"][:-1], "green"]).to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "p.csv").write_text("before")
-    result = plait("predict", fitted / "kind.keras", tmp_path / "t.csv", "-o", tmp_path / "p.csv")
+    result = plait(
+        "predict", fitted / "kind.keras", tmp_path / "t.csv", "--strict", "-o", tmp_path / "p.csv"
+    )
     assert result.exit_code == 2
     assert "'green' in row 240" in result.stderr
     assert (tmp_path / "p.csv").read_text() == "before"

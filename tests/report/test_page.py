@@ -1,5 +1,6 @@
 import dataclasses
 import html.parser
+import json
 import re
 
 import numpy as np
@@ -38,7 +39,9 @@ def page(request):
 
 
 def test_the_page_needs_nothing_beside_itself(page):
-    assert not re.search(r'(src|href)="(?!#|data:)|url\((?!#)|@import|<script', page)
+    assert not re.search(
+        r'(src|href)="(?!#|data:)|url\((?!#)|@import|<script(?! type="application/json")', page
+    )
 
 
 def test_every_tag_is_closed(page):
@@ -93,12 +96,21 @@ def test_the_worst_examples_come_first_and_are_counted_from_one():
     assert cells[1] == f"{found.y[row]:.5g}"
 
 
-@pytest.mark.parametrize(("loss", "words"), [(0.1, "worth it here"), (9.0, "not worth it here")])
-def test_the_page_says_whether_the_gate_is_worth_it(loss, words):
+def test_the_numbers_of_the_page_are_json(page):
+    text = re.search(r'id="plait-numbers">(.*?)</script>', page, re.DOTALL).group(1)
+    assert len(json.loads(text)["scores"]) == 5
+
+
+def test_the_page_says_what_is_noise_and_that_pieces_are_pieces():
+    entry = {"name": "one network", "loss": 0.5, "accuracy": 0.75, "noise": True}
+    entry["chosen_less_this"] = {"value": -0.1, "low": -0.3, "high": 0.1}
+    record = {"chosen": "mixture", "verdict": "V.", "contest": [entry], "scored_on": "t"}
     found = facts("classification")
-    first = found.scores[0]._replace(loss=loss)
-    page = render(dataclasses.replace(found, scores=[first, *found.scores[1:]]), "m", "t.csv")
-    assert f"The gate is {words}: log loss {loss:.4g}" in page
+    schema = dataclasses.replace(found.schema, record=record)
+    page = render(dataclasses.replace(found, schema=schema), "m", "t.csv")
+    assert "+0.1 [-0.1, +0.3], within noise" in page
+    assert "the same experts without the gate" in page
+    assert "the same experts without the gate" not in render(found, "m", "t.csv")
 
 
 def test_scores_are_written_with_their_units():

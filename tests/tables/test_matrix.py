@@ -18,7 +18,10 @@ def schema():
 
 def test_a_training_table_says_what_its_columns_are(schema):
     scale = float(np.std([40, 50, 60, 50]))
-    assert schema.columns == (Column("age", None, 50.0, scale), Column("sex", ("f", "m")))
+    assert schema.columns == (
+        Column("age", None, 50.0, scale, fill=50.0),
+        Column("sex", ("f", "m")),
+    )
     assert schema.task == "classification"
     assert schema.classes == ("a", "e", "o")
     assert schema.width == 3
@@ -74,11 +77,14 @@ READING = [
     (FRAME.drop(columns="age"), r"must have the column 'age'\. Received: the columns 'sex'"),
     (FRAME.drop(columns=["age", "sex"]), r"must have the columns 'age', 'sex'"),
     (pd.DataFrame({"age;sex": ["1;f"]}), r"Separate the cells by commas"),
-    (with_cell("age", np.nan), r"'age' must hold a finite value.*NaN or an empty cell in row 2"),
+    (with_cell("age", np.nan), r"'age' must hold a value.*an empty cell in row 2"),
     (with_cell("age", np.inf), r"'age' must hold a finite value.*infinity in row 2 \(1 such"),
-    (with_cell("age", "old"), r"'age' must hold numbers\. Received: 'old' in row 2\."),
+    (
+        with_cell("age", "old"),
+        r"'age' must hold numbers\. Received: 'old' in row 2 \(1 such row of 4\)",
+    ),
     (with_cell("sex", "x"), r"'sex' must hold one of the 2 categories.*Received: 'x' in row 2"),
-    (with_cell("sex", None), r"'sex' must hold a finite value.*an empty cell in row 2"),
+    (with_cell("sex", None), r"'sex' must hold one of the 2 categories.*an empty cell in row 2"),
 ]
 
 
@@ -106,17 +112,11 @@ TRAINING = [
     (FRAME[["vowel"]], "vowel", "auto", r"needs a feature beside the target"),
     (FRAME.assign(vowel="o"), "vowel", "auto", r"at least two classes\. Received: 'o' in all 4"),
     (FRAME.assign(y=3.0), "y", "regression", r"A target must vary\. Received: 3 in all 4"),
-    (with_cell("age", np.nan), "age", "regression", r"'age' must hold a finite value"),
+    (with_cell("age", np.nan), "age", "regression", r"'age' must hold a value"),
     (with_cell("age", np.inf), "age", "auto", r"infinity in row 2"),
-    (with_cell("vowel", None), "vowel", "auto", r"'vowel' must hold a finite value"),
+    (with_cell("vowel", None), "vowel", "auto", r"'vowel' must hold a value"),
     (FRAME.assign(y=[0.5, 1, 2, 3]), "y", "classification", r"texts or integers\. Received: 0.5"),
     (FRAME, "vowel", "regression", r"'vowel' must hold numbers\. Received: 'o' in row 1"),
-    (
-        FRAME.assign(t=pd.date_range("2020-01-01", periods=4)),
-        "vowel",
-        "auto",
-        r"holds numbers or texts\. Received: 't' of datetime64.*--ignore t",
-    ),
     (
         FRAME.assign(t=1.7e9 + np.arange(4)),
         "vowel",
@@ -134,17 +134,21 @@ def test_what_cannot_be_learned_is_refused(frame, name, task, match):
 
 def test_a_column_of_identifiers_is_refused():
     frame = pd.DataFrame({"id": [f"n{i}" for i in range(1200)], "y": [0, 1] * 600})
-    with pytest.raises(ValueError, match=r"1,200 in the 1,200 rows of 'id'\. Leave it out"):
+    with pytest.raises(
+        ValueError, match=r"1,200 in the 1,200 rows of 'id' in row 1 .*Leave it out"
+    ):
         infer(frame, "y")
 
 
 def test_numbers_with_a_few_words_among_them_are_refused():
     cells = [str(i) for i in range(1200)]
     cells[7] = "n.a."
-    with pytest.raises(ValueError, match=r"mostly numbers, but also 'n\.a\.'\. Mend these cells"):
+    with pytest.raises(
+        ValueError, match=r"mostly numbers, but also 'n\.a\.' in row 8 .*Mend these cells"
+    ):
         infer(pd.DataFrame({"x": cells, "y": [0, 1] * 600}), "y")
 
 
 def test_a_column_that_never_varies_is_harmless():
     schema = infer(pd.DataFrame({"x": [5e6, 5e6], "y": ["a", "b"]}), "y")
-    assert schema.columns == (Column("x", None, 5e6, 1.0),)
+    assert schema.columns == (Column("x", None, 5e6, 1.0, fill=5e6),)

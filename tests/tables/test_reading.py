@@ -79,9 +79,9 @@ WRONG = [
     ("t.npz", b"a,b\n1,2\n", r"ends in \.npz must hold NPZ data"),
     ("t.npz", b"PK\x03\x04 and no more", r"must hold NPZ data.*is damaged"),
     ("t.csv", b"a,b\n1,2\n1,2,3\n", r"as many cells as the header.*line 3, saw 3"),
-    ("t.csv", b"a,b\n1,2,3\n1,2,3\n", r"as many cells as the header.*more than 2"),
+    ("t.csv", b"a,b\n1,2,3\n1,2,3\n", r"as many cells as the header.*line 2, saw 3"),
     ("t.csv", b"a,b\n1,\xff\xfe\n", r"must be text in UTF-8"),
-    ("t.xlsx", b"PK\x03\x04", r"ends in \.csv, \.parquet, \.npz\. Received: .*t\.xlsx"),
+    ("t.xlsx", b"PK\x03\x04", r"ends in \.csv, .*Received: .*t\.xlsx"),
 ]
 
 

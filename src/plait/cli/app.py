@@ -1,8 +1,8 @@
 """The commands and their options; what they do is imported when they run."""
 
-import json
 import pathlib
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -11,15 +11,44 @@ from plait.cli.start import expected_errors
 app = typer.Typer(
     help="Weave parallel Keras models into one: out = w1(x) f1(x) + w2(x) f2(x) + …",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_TASKS = "auto, classification or regression."
-_GATES = "linear, mlp or constant."
 
-Data = Annotated[pathlib.Path, typer.Argument(help="Table: .csv, .parquet or .npz.")]
+def _one_of(help_text: str, *choices: str) -> Any:
+    """Returns an option whose help and completion show what it may be; the command checks it."""
+
+    def complete(start: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(start)]
+
+    completion: Callable[[str], list[str]] = complete
+    return typer.Option(help=help_text, metavar=f"[{'|'.join(choices)}]", autocompletion=completion)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from plait import __version__
+
+        typer.echo(f"plait {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    del version
+
+
+Data = Annotated[
+    pathlib.Path,
+    typer.Argument(help="Table: .csv, .tsv (also .gz), .parquet, .npz, or a folder of .parquet."),
+]
 Target = Annotated[str, typer.Option(help="Column to predict.")]
 Test = Annotated[
     pathlib.Path | None,
@@ -27,14 +56,18 @@ Test = Annotated[
 ]
 Model = Annotated[pathlib.Path, typer.Argument(help="A .keras file of plait fit or plait blend.")]
 Seed = Annotated[int, typer.Option(help="The same seed repeats the run exactly.")]
-Gate = Annotated[str, typer.Option(help=_GATES)]
-Hidden = Annotated[int, typer.Option(help="Units in the hidden layer of an expert or mlp gate.")]
+Gate = Annotated[str, _one_of("How the mixture weighs its experts.", "linear", "mlp", "constant")]
+Hidden = Annotated[int, typer.Option(help="Units in each hidden layer of an expert or mlp gate.")]
 Epochs = Annotated[int, typer.Option(help="At most; training stops early when it stops helping.")]
 Ignore = Annotated[
     list[str] | None, typer.Option(help="Column to leave out; may be given several times.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Output = Annotated[pathlib.Path, typer.Option("--output", "-o", help="Where to write the model.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse categories and empty cells that training had not."),
+]
 Report = Annotated[pathlib.Path | None, typer.Option(help="Write an HTML report there as well.")]
 
 
@@ -45,24 +78,43 @@ def fit(
     target: Target,
     output: Output,
     test: Test = None,
-    experts: Annotated[int, typer.Option(help="How many experts.")] = 8,
+    model: Annotated[
+        str,
+        _one_of(
+            "Which candidate to write; auto lets held-out rows choose.",
+            *("auto", "network", "average", "mixture"),
+        ),
+    ] = "auto",
+    experts: Annotated[int, typer.Option(help="How many networks to average or to gate.")] = 8,
     hidden: Hidden = 32,
-    gate: Gate = "linear",
-    task: Annotated[str, typer.Option(help=_TASKS)] = "auto",
-    epochs: Epochs = 200,
+    gate: Gate = "mlp",
+    task: Annotated[
+        str, _one_of("What the target is.", "auto", "classification", "regression")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(help="At most; large tables take fewer.")] = 200,
     seed: Seed = 0,
     ignore: Ignore = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Column of speakers, patients, …: held out whole, never a feature."),
+    ] = None,
+    weight: Annotated[
+        str | None, typer.Option(help="Column with the weight of each row in training.")
+    ] = None,
     report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Train a gated mixture of experts on a table.
+    """Does gating pay on this table? One network, several averaged, a gated mixture.
 
-    Scaling, categories and class labels travel inside the one .keras file.
+    The three have equally many parameters and are trained apart with the same care; held-out rows
+    choose one, the simpler where they cannot tell. Scaling, categories and class labels travel
+    inside the one .keras file.
     """
     from plait.cli.fit import FitOptions, run
 
     options = FitOptions(
-        train, target, output, test, experts, hidden, gate, task, epochs, seed, ignore or [], report
+        *(train, target, output, test, model, experts, hidden, gate, task, epochs, seed),
+        *(ignore or [], group, weight, report),
     )
     run(options).show(as_json)
 
@@ -106,6 +158,7 @@ def predict(
         pathlib.Path | None,
         typer.Option("--output", "-o", help="A .csv or .parquet file; standard output without."),
     ] = None,
+    strict: Strict = False,
 ) -> None:
     """Write labels and probabilities, or values, one row per row of the table.
 
@@ -113,7 +166,7 @@ def predict(
     """
     from plait.cli.predict import run
 
-    run(model, data, output)
+    run(model, data, output, strict)
 
 
 @app.command()
@@ -127,7 +180,9 @@ def inspect(
 
     found = describe(model)
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        from plait.cli.console import dumps
+
+        typer.echo(dumps(found))
     else:
         show(found)
 
@@ -143,12 +198,13 @@ def report(
     target: Annotated[
         str | None, typer.Option(help="Column with the truth; by default the model's target.")
     ] = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Score a mixture on a table and write one HTML file that opens offline."""
     from plait.cli.report import run
 
-    run(model, data, target, output).show(as_json)
+    run(model, data, target, output, strict).show(as_json)
 
 
 @app.command()

@@ -120,7 +120,7 @@ def _warn_of_seen_rows(model: TableModel, experts: list[Expert], seen: Rows, tes
     remedy = "Pass rows that no model was trained on as --data"
     text = seen_in_training([expert.name for expert in experts], on_gate, on_new, remedy)
     if text is not None:
-        remarks.print(text, style="yellow")
+        remarks.print(text)
 
 
 def build_gate(
@@ -215,7 +215,7 @@ def _schema(experts: list[Expert], frame: Any, target: str) -> Schema:
         schema = dataclasses.replace(known[0][0], target=target)
         return dataclasses.replace(schema, baseline=None)
     units = _units(experts[0])
-    schema = infer(frame, target, "regression" if units == 1 else "classification")
+    schema = infer(frame, target, "regression" if units == 1 else "classification", plain=True)
     texts = [column.name for column in schema.columns if column.categories is not None]
     if texts:
         raise ValueError(

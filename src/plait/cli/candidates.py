@@ -19,8 +19,8 @@ TITLES = {
     AVERAGE: "networks averaged",
     MIXTURE: "blended mixture",
 }
-_FEW_ROWS = 2000  # below it noise on the features keeps networks from learning rows by heart
-_STEPS = 3000  # of an optimizer at least, unless `epochs` allows fewer
+_FEW_ROWS = 1000  # below it noise on the features keeps networks from learning rows by heart
+_STEPS = 1500  # of an optimizer at least, unless `epochs` allows fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     rows: int
     noise: float
     rate: float = 5e-3
-    decay: float = 0.03
+    decay: float = 0.1
 
     @property
     def steps(self) -> int:
@@ -62,7 +62,7 @@ def plan_for(schema: Schema, experts: int, hidden: int, gate: str, epochs: int, 
     """Returns a plan whose batch and noise follow from the number of rows."""
     batch = int(min(256, max(32, 2 ** round(math.log2(max(rows, 1) / 60)))))
     epochs = min(epochs, max(20, math.ceil(_STEPS / math.ceil(rows / batch))))
-    noise = 0.3 if rows < _FEW_ROWS else 0.0
+    noise = 0.5 if rows < _FEW_ROWS else 0.0
     return Plan(schema, experts, hidden, gate, epochs, batch, rows, noise)
 
 
@@ -107,10 +107,10 @@ def _network(plan: Plan, units: int) -> keras.Sequential:
 
 def _widened(plan: Plan) -> int:
     """Returns the hidden units with which one network has as many parameters as all experts."""
-    sizes = lambda units: (plan.schema.width, units, units, max(1, len(plan.schema.classes)))  # noqa: E731
 
     def count(units: int) -> int:
-        return sum((a + 1) * b for a, b in itertools.pairwise(sizes(units)))
+        sizes = (plan.schema.width, units, units, max(1, len(plan.schema.classes)))
+        return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
 
     units = plan.hidden
     while count(units) < plan.experts * count(plan.hidden):
@@ -123,7 +123,6 @@ class Trainer:
 
     Args:
         plan: What all candidates share.
-        callbacks: For `keras.Model.fit`.
     """
 
     def __init__(self, plan: Plan) -> None:

@@ -11,10 +11,40 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from plait.cli import interrupts
+from plait.cli.text import plain
 from plait.inspection import Score
-from plait.report import score_cells, score_head
+from plait.report import finite, score_cells, score_head
 
-remarks = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Remarks:
+    """Prints to standard error, names from tables as they stand: no markup, no escapes."""
+
+    def console(self) -> Console:
+        """Returns a console on what standard error is now."""
+        return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def print(self, text: object) -> None:
+        """Prints one line."""
+        self.console().print(plain(text))
+
+
+remarks = Remarks()
+
+
+def out() -> Console:
+    """Returns a console on standard output that takes every text as it stands."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def dumps(value: Any) -> str:
+    """Returns JSON, with `null` for numbers that JSON does not have.
+
+    Example:
+    >>> from plait.cli.console import dumps
+    >>> dumps({"r2": float("nan"), "rows": (1, 2)})
+    '{"r2": null, "rows": [1, 2]}'
+    """
+    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
 
 
 class Result(NamedTuple):
@@ -37,15 +67,16 @@ class Result(NamedTuple):
         if as_json:
             rows = [row.to_dict() for row in self.scores]
             found = {"scores": rows, **self.facts, "written": self.written}
-            print(json.dumps(found, ensure_ascii=False))
+            print(dumps(found))
             return
         head = score_head(self.scores)
-        table = Table(title=f"Scored on {self.scored_on}", title_justify="left")
+        table = Table(title=plain(f"Scored on {self.scored_on}"), title_justify="left")
         for i, title in enumerate(head):
             table.add_column(title, justify="right" if i else "left")
         for row in self.scores:
-            table.add_row(*score_cells(row), style="bold" if row.name == "mixture" else None)
-        Console(highlight=False).print(table)
+            cells = map(plain, score_cells(row))
+            table.add_row(*cells, style="bold" if row.name == "mixture" else None)
+        out().print(table)
         for path in self.written:
             remarks.print(f"Wrote {path}")
 
@@ -71,14 +102,14 @@ class EpochBar(keras.callbacks.Callback):
 def progress() -> Iterator[Progress]:
     """Gives a progress bar on standard error that vanishes when done."""
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=remarks,
+        console=remarks.console(),
         transient=True,
     ) as bar:
         yield bar
 
 
-__all__ = ["EpochBar", "Result", "progress", "remarks"]
+__all__ = ["EpochBar", "Remarks", "Result", "dumps", "out", "plain", "progress", "remarks"]

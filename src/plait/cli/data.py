@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from plait.cli.console import remarks
 from plait.errors import message
-from plait.tables import Schema, matrix, read, target
+from plait.tables import Findings, Schema, matrix, read, target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,9 +56,11 @@ class Parts(NamedTuple):
         return Rows(self.train.frame, *(np.concatenate(pair) for pair in both))
 
 
-def load_training(path: pathlib.Path, target_name: str, ignore: list[str]) -> "pd.DataFrame":
-    """Reads a training table, without the ignored columns."""
-    frame = read(path)
+def load_training(
+    path: pathlib.Path, target_name: str, ignore: list[str], texts: tuple[str, ...] = ()
+) -> "pd.DataFrame":
+    """Reads a training table, without the ignored columns; labels and `texts` as they stand."""
+    frame = read(path, (target_name, *texts))
     unknown = [name for name in ignore if name not in frame.columns]
     if unknown or target_name in ignore:
         raise ValueError(
@@ -78,14 +81,29 @@ def load_training(path: pathlib.Path, target_name: str, ignore: list[str]) -> "p
     return frame.drop(columns=ignore)
 
 
-def load_rows(path: pathlib.Path, schema: Schema) -> Rows:
-    """Reads a table that must have a schema's columns and target."""
-    return as_rows(read(path, schema.texts), schema)
+def load_rows(
+    path: pathlib.Path, schema: Schema, strict: bool = True, texts: tuple[str, ...] = ()
+) -> Rows:
+    """Reads a table that must have a schema's columns and target.
+
+    Args:
+        path: The table.
+        schema: Its columns.
+        strict: Whether categories and empty cells that training has not seen are refused;
+            otherwise they are counted on standard error.
+        texts: Further columns to read as texts.
+    """
+    return as_rows(read(path, [*schema.texts, schema.target, *texts]), schema, strict)
 
 
-def as_rows(frame: "pd.DataFrame", schema: Schema) -> Rows:
+def as_rows(frame: "pd.DataFrame", schema: Schema, strict: bool = True) -> Rows:
     """Returns a table in all its forms."""
-    return Rows(frame, matrix(frame, schema), target(frame, schema))
+    findings = Findings(strict)
+    x = matrix(frame, schema, findings)
+    findings.check()
+    for remark in findings.remarks():
+        remarks.print(remark)
+    return Rows(frame, x, target(frame, schema))
 
 
 def divide(rows: Rows, test: Rows | None, test_name: str, seed: int) -> Parts:
@@ -100,4 +118,40 @@ def divide(rows: Rows, test: Rows | None, test_name: str, seed: int) -> Parts:
     return Parts(rows.take(train), rows.take(valid), test, test_name)
 
 
-__all__ = ["Parts", "Rows", "as_rows", "divide", "load_rows", "load_training"]
+def hold_out(rows: Rows, task: str, groups: np.ndarray | None, seed: int) -> np.ndarray:
+    """Returns which rows `(b,)` to hold out, about a fifth of them.
+
+    Each class in its share of the rows, values evenly along the target, or whole groups.
+
+    Args:
+        rows: A table.
+        task: `"classification"` or `"regression"`.
+        groups: Which rows belong together `(b,)`, or `None`.
+        seed: Of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    if groups is not None:
+        names, place = np.unique(groups, return_inverse=True)
+        if len(names) < 3:
+            raise ValueError(
+                message(
+                    "`--group` must tell at least three groups apart",
+                    f"{len(names)}",
+                    "Choose another column, or leave --group out",
+                )
+            )
+        drawn = rng.permutation(len(names))[: max(1, round(_SHARE * len(names)))]
+        return np.isin(place, drawn)
+    b = len(rows.y)
+    shuffled = rng.permutation(b)
+    # In the order of the target, every fifth row from a random start: strata of five.
+    order = shuffled[np.argsort(rows.y[shuffled], kind="stable")]
+    held = np.zeros(b, bool)
+    every = round(1.0 / _SHARE)
+    for first in range(0, b - 1, every):
+        block = order[first : first + every]
+        held[rng.choice(block)] = True
+    return held
+
+
+__all__ = ["Parts", "Rows", "as_rows", "divide", "hold_out", "load_rows", "load_training"]

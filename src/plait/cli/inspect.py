@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import plait
+from plait.cli.console import out, plain
 from plait.errors import message
 from plait.tables import Schema, as_table_model, load_keras
 
@@ -47,29 +48,29 @@ def describe(path: pathlib.Path) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Prints what `describe` found."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{found['model']}: {found['parameters']:,} parameters")
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(plain(f"{found['model']}: {found['parameters']:,} parameters"))
     if found["table"]:
         table = found["table"]
-        console.print(f"task     {table['task']} of {table['target']!r}")
+        console.print(plain(f"task     {table['task']} of {table['target']!r}"))
         if table["classes"]:
-            console.print(f"classes  {', '.join(map(str, table['classes']))}")
-        console.print(f"columns  {', '.join(map(_column_text, table['columns']))}")
+            console.print(plain(f"classes  {', '.join(map(str, table['classes']))}"))
+        console.print(plain(f"columns  {', '.join(map(_column_text, table['columns']))}"))
     gate = found["gate"]
-    console.print(f"gate     {gate['layers']}, {gate['parameters']:,} parameters")
-    console.print(f"router   {found['router']}")
+    console.print(plain(f"gate     {gate['layers']}, {gate['parameters']:,} parameters"))
+    console.print(plain(f"router   {found['router']}"))
     experts = Table()
     for i, title in enumerate(("expert", "layers", "in", "out", "parameters")):
         experts.add_column(title, justify="right" if i == 4 else "left")
     for expert in found["experts"]:
         experts.add_row(
-            expert["name"],
+            plain(expert["name"]),
             expert["layers"],
             _shape_text(expert["input"]),
             _shape_text(expert["output"]),
             f"{expert['parameters']:,}",
         )
-    Console(highlight=False).print(experts)
+    out().print(experts)
 
 
 def _find_mixture(model: keras.layers.Layer) -> "plait.Mixture | None":

@@ -9,31 +9,41 @@ from typing import IO, Any
 import keras
 import numpy as np
 
+from plait.cli.console import remarks
 from plait.cli.options import check_not_input
 from plait.errors import message
-from plait.tables import Schema, check_output, load, matrix, read_batches, replacing
+from plait.tables import Findings, Schema, check_output, load, matrix, read_batches, replacing
 
 _ROWS = 8192
 
 
-def run(model_path: pathlib.Path, data: str, output: pathlib.Path | None) -> None:
+def run(
+    model_path: pathlib.Path, data: str, output: pathlib.Path | None, strict: bool = False
+) -> None:
     """Reads, predicts and writes batch by batch.
 
     Args:
         model_path: A file of plait fit or plait blend.
         data: A table, or `-` for CSV on standard input.
         output: A `.csv` or `.parquet` file; standard output if `None`.
+        strict: Whether to refuse categories and empty cells that training has not seen.
     """
     if output is not None:
         _check(output, model_path, data)
     model = load(model_path)
     schema = model.schema
     source: str | IO[bytes] = sys.stdin.buffer if data == "-" else data
+    findings = Findings(strict)
     frames = contextlib.closing(read_batches(source, schema.texts, _ROWS))
     with frames as batches, _writer(output) as write:
         for frame in batches:
-            x = matrix(frame, schema)
+            x = matrix(frame, schema, findings)
+            if findings.faulty:  # read on only to count
+                continue
             write(columns(keras.ops.convert_to_numpy(model.model.predict_on_batch(x)), schema))
+        findings.check()
+    for remark in findings.remarks():
+        remarks.print(remark)
 
 
 def columns(predictions: np.ndarray, schema: Schema) -> dict[str, Any]:

@@ -11,7 +11,11 @@ from plait.tables import check_output, load, replacing
 
 
 def run(
-    model_path: pathlib.Path, data: pathlib.Path, target: str | None, output: pathlib.Path
+    model_path: pathlib.Path,
+    data: pathlib.Path,
+    target: str | None,
+    output: pathlib.Path,
+    strict: bool = False,
 ) -> Result:
     """Scores the model on every row of the table and writes the page."""
     check_output(output, ".html")
@@ -19,7 +23,7 @@ def run(
         check_not_input(output, given)
     model = load(model_path)
     schema = dataclasses.replace(model.schema, target=target or model.schema.target)
-    rows = load_rows(data, schema)
+    rows = load_rows(data, schema, strict)
     found = gather(model._replace(schema=schema), rows.x, rows.y, rows.frame)
     name = f"{data} ({len(rows.y):,} rows)"
     with replacing(output) as beside:

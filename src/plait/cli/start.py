@@ -11,11 +11,14 @@ from typing import Any
 import typer
 
 from plait.cli import interrupts
+from plait.cli.text import plain
 
 
 def prepare() -> None:
     """Keeps start-up logs off the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import plait
+
     if importlib.util.find_spec("tensorflow"):
         # Wherever TensorFlow is installed Keras imports it sooner or later, on every backend, to
         # seed it or to ask whether an object is its own; no setting silences its greeting, nor
@@ -25,6 +28,7 @@ def prepare() -> None:
 
             keras.utils.set_random_seed(0)
             keras.ops.zeros(1)
+    plait._load()
 
 
 @contextlib.contextmanager
@@ -46,7 +50,8 @@ def expected_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     Commands import what they run inside themselves, after `prepare`.
 
-    An interrupt exits with 130, a reader that closed the pipe with 141, as shells expect.
+    An interrupt exits with 130, a request to end with 143, a reader that closed the pipe with 141,
+    as shells expect.
     """
 
     @functools.wraps(command)
@@ -57,12 +62,12 @@ def expected_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(*args, **kwargs)
         except KeyboardInterrupt:
             typer.echo("\nInterrupted: no output was written.", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(interrupts.exit_code()) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
         except (ValueError, TypeError, OSError, ImportError) as error:
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            typer.echo(plain(f"Error: {' '.join(str(error).split())}"), err=True)
             raise typer.Exit(2) from None
 
     return wrapped

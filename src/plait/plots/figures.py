@@ -24,7 +24,7 @@ def plot_scores(rows: Sequence[Score]) -> Any:
     """
     classified = rows[0].accuracy is not None
     values = [row.accuracy if classified else row.rmse for row in rows]
-    figure, axes = _figure(0.9 + 0.3 * len(rows))
+    figure, axes = new_figure(0.9 + 0.3 * len(rows))
     colors = ["C0" if row.name == "mixture" else "#9aa5b1" for row in rows]
     bars = axes.barh([row.name for row in rows], values, color=colors)
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3)
@@ -41,7 +41,7 @@ def plot_usage(use: Usage, names: Sequence[str]) -> Any:
         use: From `plait.inspection.usage`.
         names: One name per expert.
     """
-    figure, axes = _figure(1.0 + 0.36 * len(names))
+    figure, axes = new_figure(1.0 + 0.36 * len(names))
     place = np.arange(len(names))
     axes.barh(place - 0.2, use.share, 0.38, label="mean weight")
     axes.barh(place + 0.2, use.first, 0.38, label="has the largest weight", color="#9aa5b1")
@@ -54,7 +54,7 @@ def plot_usage(use: Usage, names: Sequence[str]) -> Any:
 
 def plot_entropy(use: Usage) -> Any:
     """Returns the histogram of the gate's entropy, from 0 (one expert) to 1 (all alike)."""
-    figure, axes = _figure(2.4)
+    figure, axes = new_figure(2.4)
     axes.hist(use.entropy, bins=np.linspace(0.0, 1.0, 26))
     axes.set_xlim(0.0, 1.0)
     axes.set_xlabel("entropy of the weights / log(experts)")
@@ -67,12 +67,12 @@ def plot_weights_per_class(
 ) -> Any:
     """Returns a heat map of the mean weights `(k, e)` of each class."""
     most = float(np.nanmax(weights, initial=0.1))
-    return _heat_map(weights, classes, names, "mean weight", most)
+    return heat_map(weights, classes, names, "mean weight", most)
 
 
 def plot_weights_along(along: Along, names: Sequence[str], target: str) -> Any:
     """Returns the mean weights, stacked, along a continuous target."""
-    figure, axes = _figure(3.0)
+    figure, axes = new_figure(3.0)
     axes.stackplot(
         np.repeat(along.edges, 2)[1:-1],
         np.repeat(along.weights, 2, axis=0).T,
@@ -88,13 +88,14 @@ def plot_weights_along(along: Along, names: Sequence[str], target: str) -> Any:
 
 def plot_confusion(confusion: Confusion, names: Sequence[str], classes: Sequence[object]) -> Any:
     """Returns a heat map of each expert's own accuracy in each class."""
-    return _heat_map(confusion.accuracy.T, classes, names, "the expert's own accuracy", 1.0)
+    return heat_map(confusion.accuracy.T, classes, names, "the expert's own accuracy", 1.0)
 
 
-def _heat_map(
+def heat_map(
     values: np.ndarray, rows: Sequence[object], columns: Sequence[object], label: str, most: float
 ) -> Any:
-    figure, axes = _figure(1.2 + 0.26 * len(rows))
+    """Returns a heat map with its colour bar, and figures in the cells where they fit."""
+    figure, axes = new_figure(1.2 + 0.26 * len(rows))
     image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=most)
     axes.set_xticks(range(len(columns)), [_short(name) for name in columns])
     axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
@@ -113,7 +114,8 @@ def _heat_map(
     return figure
 
 
-def _figure(height: float) -> tuple[Any, Any]:
+def new_figure(height: float) -> tuple[Any, Any]:
+    """Returns a figure of the page's width, and its axes."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -138,6 +140,8 @@ def _short(name: object, limit: int = 16) -> str:
 
 
 __all__ = [
+    "heat_map",
+    "new_figure",
     "plot_confusion",
     "plot_entropy",
     "plot_scores",

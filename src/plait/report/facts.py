@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plait.inspection import Reference, Score, Usage, losses, scores, usage
+from plait.inspection import (
+    Importance,
+    Interval,
+    Reference,
+    Score,
+    Usage,
+    bootstrap,
+    losses,
+    permutation_importance,
+    scores,
+    usage,
+)
 from plait.tables import Schema, TableModel
 
 if TYPE_CHECKING:
@@ -27,6 +38,8 @@ class Facts:
         scores: The honest table.
         usage: How the experts are used.
         frame: The table itself.
+        importance: What shuffling each column of the table changes, if it was asked.
+        intervals: The first score's measures with their intervals over the rows, by name.
     """
 
     schema: Schema
@@ -39,6 +52,12 @@ class Facts:
     scores: list[Score]
     usage: Usage
     frame: "pd.DataFrame"
+    importance: Importance | None = None
+    intervals: dict[str, Interval] = dataclasses.field(default_factory=dict)
+
+
+_MOST_ROWS = 1000  # to shuffle
+_MOST_SHUFFLED = 60  # columns
 
 
 def gather(
@@ -61,6 +80,7 @@ def gather(
     outputs = model.expert_outputs(x)
     reference = Reference(baseline.expert, np.asarray(baseline.weights))
     table = scores(predictions, outputs, y, schema.task, reference, list(baseline.names))
+    each = losses(predictions, y, schema.task)
     return Facts(
         schema,
         baseline.names,
@@ -68,11 +88,38 @@ def gather(
         weights,
         outputs,
         y,
-        losses(predictions, y, schema.task),
+        each,
         table,
         usage(weights),
         frame,
+        _importance(model, x[:_MOST_ROWS], y[:_MOST_ROWS]),
+        _intervals(predictions, y, each, schema.task),
     )
+
+
+def _importance(model: TableModel, x: np.ndarray, y: np.ndarray) -> Importance | None:
+    schema = model.schema
+    if len(schema.names) > _MOST_SHUFFLED:
+        return None
+    places = [
+        [i for i, column in enumerate(schema.columns) if column.table_name == name]
+        for name in schema.names
+    ]
+
+    def predict(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = model.model.predict(rows, batch_size=_MOST_ROWS, verbose=0)
+        return found, model.mixture.gate_weights(model.features(rows))
+
+    return permutation_importance(predict, x, y, schema.task, places)
+
+
+def _intervals(
+    predictions: np.ndarray, y: np.ndarray, each: np.ndarray, task: str
+) -> dict[str, Interval]:
+    if task == "regression":
+        return {"RMSE": bootstrap(each, root=True)}
+    right = (np.argmax(predictions, axis=1) == y).astype("float64")
+    return {"log loss": bootstrap(each), "accuracy": bootstrap(right)}
 
 
 __all__ = ["Facts", "gather"]

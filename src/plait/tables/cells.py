@@ -94,7 +94,7 @@ def numbers(values: "pd.Series") -> tuple[np.ndarray, np.ndarray]:
 
 
 def texts(values: "pd.Series") -> np.ndarray:
-    """Returns a column as texts `(b,)`, with `""` for empty cells and `True`, `False` in one spelling.
+    """Returns a column as texts `(b,)`, `""` for empty cells, truth values in one spelling.
 
     Example:
     >>> import pandas as pd
@@ -142,7 +142,7 @@ def moments(values: "pd.Series") -> tuple[dict[str, np.ndarray], np.ndarray]:
         "year": when.year,
         "month": when.month,
         "day": when.day,
-        "weekday": when.weekday,
+        "weekday": when.day_of_week,
         "hour": when.hour + when.minute / 60.0,
     }
     parts = {
@@ -154,7 +154,7 @@ def moments(values: "pd.Series") -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def prints_back(text: str) -> bool:
-    """Returns whether an integer is written as Python would print it, so that reading loses nothing.
+    """Returns whether an integer is written as Python would print it.
 
     Example:
     >>> from plait.tables.cells import prints_back

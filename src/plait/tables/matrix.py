@@ -92,7 +92,7 @@ def target(frame: "pd.DataFrame", schema: Schema) -> np.ndarray:
 
 
 def numbers(values: "pd.Series", name: str, findings: Findings) -> np.ndarray:
-    """Returns a column of numbers `(b,)`, NaN where it is empty; notes what is none, or too large."""
+    """Returns a column of numbers `(b,)`, NaN where it is empty; notes what is no number."""
     found, odd = cells.numbers(values)
     if odd.any():
         findings.fault(
