@@ -44,7 +44,7 @@ RIGHT = {
     "moments": ([f"2024-01-01T{i:02d}:30Z" for i in range(ROWS)], ["a (hour)"]),
     "times": ([f"{i}:30" for i in range(ROWS)], ["a (hour)"]),
     "empty date": (["", *["2024-01-31", "2023-01-31"] * 5, "2024-01-31"], None),
-    "all empty": ([""] * ROWS, ["a"]),
+    "all empty": ([""] * ROWS, ["a", "a is empty"]),
     "constant": ([5] * ROWS, ["a"]),
     "quotes": (['"x, y"', "z"] * 6, ["a = x, y", "a = z"]),
     "brackets": (["[/x]", "[bold]"] * 6, ["a = [/x]", "a = [bold]"]),

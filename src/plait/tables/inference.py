@@ -149,7 +149,7 @@ def _number(
 ) -> tuple[Column, ...]:
     there = found[np.isfinite(found)]
     if not len(there):
-        return (Column(name, fill=0.0),)
+        return (Column(name, fill=0.0, optional=True),)
     mean, scale = scaling(there)
     if scale < 1e-5 * abs(mean) and np.ptp(there) > 0:
         findings.fault(
