@@ -123,7 +123,7 @@ def _router(router: Any) -> str:
     config = {
         key: value
         for key, value in router.get_config().items()
-        if key in usual and value != usual[key].default
+        if key in usual.keys() - {"name", "dtype"} and value != usual[key].default
     }
     return f"{type(router).__name__}({', '.join(f'{k}={v}' for k, v in config.items())})"
 

@@ -93,7 +93,7 @@ def layout_map(
     >>> moe = plait.Mixture(keras.layers.Dense(3), num_experts=4, name="moe")
     >>> model = keras.Sequential([keras.Input((2,)), moe])
     >>> layouts = plait.distribution.layout_map(model, mesh)
-    >>> [layouts[v.path].axes for v in model.variables if v.shape[0] == 4 and "dense" in v.path]
+    >>> [layouts[variable.path].axes for variable in moe.layers[-1].variables]
     [('expert', None, None), ('expert', None)]
     """
     if expert_axis not in mesh.axis_names:

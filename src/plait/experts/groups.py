@@ -1,9 +1,9 @@
 """All experts of a mixture: which run together, which alone, and in which order."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 import keras
@@ -15,11 +15,12 @@ from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.kept import KeptCalls
 from plait.experts.runner import ExpertRunner, Results, Rows, input_of
 from plait.experts.seeds import draws
-from plait.experts.signature import alike, contents
+from plait.experts.signature import alike
 from plait.experts.single import SingleExpert
 from plait.experts.stacked import StackedRunner
 from plait.experts.traits import Traits, traits_of
 from plait.experts.variables import SharedVariables
+from plait.experts.watch import Watch
 from plait.ops import backend
 from plait.ops.combine import combine_masks
 from plait.ops.dispatch import apply_groups
@@ -60,14 +61,6 @@ class Plan(NamedTuple):
     numbers: list[int] | None
 
 
-class _Seen(NamedTuple):
-    """A layer as it was when the experts were grouped: its attributes, and what these held."""
-
-    layer: keras.layers.Layer
-    values: tuple[object, ...]
-    contents: Hashable
-
-
 class ExpertBank:
     """The experts of one mixture, in groups that run together.
 
@@ -87,7 +80,7 @@ class ExpertBank:
         self._with_losses: dict[tuple[int, bool], bool] = {}
         self._layers: list[keras.layers.Layer] = []
         self._kept = KeptCalls()
-        self._seen: list[_Seen] = []
+        self._watch = Watch()
 
     def groups(self, dispatched: bool) -> list[Placed]:
         """Returns the experts' groups for a call.
@@ -101,22 +94,15 @@ class ExpertBank:
 
     def _refresh(self) -> None:
         """Drops what was found out where a layer's attribute was assigned or changed in place."""
-        for layer, values, held in self._seen:
-            present = vars(layer)
-            if len(present) != len(values) or not all(map(is_, present.values(), values)):
-                break
-            if held and contents(layer) != held:
-                break
-        else:
-            if self._seen:
-                return
+        if self._watch.changed(runner.representative() for _, runner in self.placed):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drops what was found out about the experts."""
         self._layers = []
         self._plans.clear()
         self._with_losses.clear()
         self._kept.clear()
-        called = [runner.representative() for _, runner in self.placed]
-        layers = [layer for each in called for layer in flat_layers(each)]
-        self._seen = [_Seen(one, tuple(vars(one).values()), contents(one)) for one in layers]
 
     def values(self, expert: int) -> list[Tensor]:
         """Returns the present values of one expert's variables."""
@@ -376,12 +362,10 @@ class SharedBank(ExpertBank):
         sizes = [math.prod(variable.shape) for variable in self.experts[0].variables]
         return backend.stacking_pays(sum(sizes), self.num_experts)
 
-    def _refresh(self) -> None:
-        """As `ExpertBank._refresh`; drops the groups too."""
-        seen = self._seen
-        super()._refresh()
-        if seen is not self._seen:
-            self._stacked = []
+    def _forget(self) -> None:
+        """As `ExpertBank._forget`; drops the groups too."""
+        super()._forget()
+        self._stacked = []
 
     def _stack(self, positions: Sequence[int]) -> StackedRunner:
         members = [self.experts[position] for position in positions]

@@ -6,6 +6,7 @@ from typing import TypeVar
 import keras
 from keras import ops, tree
 
+from plait.experts.watch import Watch
 from plait.ops import backend
 from plait.typing import Nested
 
@@ -19,14 +20,19 @@ class KeptCalls:
 
     Only calls with values compile: inside a compiled step, and where the backend does not compile,
     functions run as they are. A function that cannot be traced runs as it is, too.
+
+    Args:
+        layers: Once an attribute of one of these layers has changed, functions compile anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Sequence[keras.layers.Layer] = ()) -> None:
+        self._layers = layers
+        self._watch = Watch()
         self._compiled: dict[Hashable, Callable[..., Nested] | None] = {}
 
-    def __reduce__(self) -> tuple[type["KeptCalls"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["KeptCalls"], tuple[Sequence[keras.layers.Layer]]]:
         """Returns a copy without functions: they hold the layers of the one that is copied."""
-        return KeptCalls, ()
+        return KeptCalls, (self._layers,)
 
     def clear(self) -> None:
         """Drops all functions."""
@@ -48,10 +54,14 @@ class KeptCalls:
                 layers with a scope of their own for losses.
             *args: Structures of tensors and `None`.
         """
+        if backend.compiled is None:
+            return function(*args)
         leaves = [leaf for leaf in tree.flatten(args) if leaf is not None]
         values = [variable.value for variable in variables]
         if not backend.calls_are_eager([*leaves, *values]):
             return function(*args)
+        if self._layers and self._watch.changed(self._layers):
+            self.clear()
         kinds = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves)
         key = (key, kinds, keras.config.floatx())
         if key not in self._compiled:

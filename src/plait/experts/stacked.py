@@ -52,7 +52,7 @@ class StackedRunner:
         self.layer_variables = list(layer.variables)
         self.vectorized = vectorized
         self.seeds = {share: Seeds(self.layer_variables, share) for share in (False, True)}
-        self._kept = KeptCalls()
+        self._kept = KeptCalls([layer])
         self._layers = flat_layers(layer)
 
     def representative(self) -> keras.layers.Layer:

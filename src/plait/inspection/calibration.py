@@ -32,8 +32,9 @@ def calibration(predictions: np.ndarray, y: np.ndarray, bins: int = 10) -> Calib
     Example:
     >>> import numpy as np
     >>> from plait.inspection import calibration
-    >>> calibration(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1]), bins=1).excess.round(4)
-    np.float64(0.3)
+    >>> predictions = np.array([[0.75, 0.25], [0.75, 0.25]])
+    >>> calibration(predictions, np.array([0, 1]), bins=1).excess
+    0.25
     """
     confidence = np.asarray(predictions, "float64").max(axis=1)
     right = (np.argmax(predictions, axis=1) == y).astype("float64")

@@ -116,8 +116,7 @@ class Findings:
         found = []
         for column, texts in self._unknown.items():
             names = ", ".join(
-                ("an empty cell" if not text else repr(text))
-                + (f" , {count:,} times" * (count > 1))
+                ("an empty cell" if not text else repr(text)) + (f", {count:,} times" * (count > 1))
                 for text, count in texts.most_common(3)
             )
             more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""

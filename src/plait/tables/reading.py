@@ -206,17 +206,17 @@ def _csv_batches(
     first = 0
     try:
         # The header is read as the first row: pandas would rename columns of one name.
-        found = pandas.read_csv(stream, sep=separator, chunksize=rows, **_CSV)
-        names: list[str] | None = None
-        with contextlib.nullcontext([found]) if rows is None else found as frames:
-            for frame in frames:
-                if names is None:
-                    names = _header(frame.iloc[0].tolist(), name)
-                    frame = frame.iloc[1:]
+        with pandas.read_csv(stream, sep=separator, iterator=True, **_CSV) as reader:
+            header = reader.get_chunk(1)
+            names = _header(header.iloc[0].tolist(), name)
+            while (frame := _next(reader, rows)) is not None or first == 0:
+                frame = header.iloc[1:] if frame is None else frame
                 frame.columns = names
                 frame.index = range(first, first + len(frame))
-                first += len(frame)
                 yield _numbers(frame.mask(frame.isin(_MISSING)), texts)
+                if rows is None or not len(frame):
+                    break
+                first += len(frame)
     except pandas.errors.EmptyDataError as error:
         raise ValueError(_empty(name)) from error
     except pandas.errors.ParserError as error:
@@ -232,6 +232,14 @@ def _csv_batches(
         raise ValueError(
             message(f"{name} must be a whole gzip file", str(error), "Write it again")
         ) from error
+
+
+def _next(reader: Any, rows: int | None) -> "pd.DataFrame | None":
+    """Returns the next rows of a reader of pandas, all that are left if `rows` is `None`."""
+    try:
+        return reader.read() if rows is None else reader.get_chunk(rows)
+    except StopIteration:
+        return None
 
 
 def _header(cells: list[Any], name: str) -> list[str]:

@@ -10,7 +10,7 @@ is written on `keras.ops` and on these:
 - `stacking_pays`: whether stacking the values of all experts in a call beats single calls;
 - `SHAPE_ERRORS`: what a layer raises for an input of a shape that it does not take;
 - `unstack`: slices whose gradient is one stack;
-- `calls_are_eager`, `compiled`: whether a call may be compiled and kept, and how;
+- `calls_are_eager`, `compiled`: whether a call runs at once, and how one is compiled (or `None`);
 - `clear_gradients`: clears gradients that Keras leaves on PyTorch;
 - `keep_gradient`: sets the gradient to zero where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;

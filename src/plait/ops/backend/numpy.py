@@ -65,14 +65,14 @@ def take_rows(tensor, index, inverse):
     return np.concatenate([tensor, zero])[index]
 
 
+# Nothing is compiled: eager calls run as they are.
+compiled = None
+
+
 def calls_are_eager(tensors):
-    """Whether a call with these tensors may be compiled and kept: nothing is compiled here."""
-    return False
-
-
-def compiled(function):
-    """The function itself."""
-    return function
+    """Whether a call with these tensors runs at once: always."""
+    del tensors
+    return True
 
 
 def clear_gradients(groups, outputs):
