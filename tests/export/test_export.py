@@ -91,7 +91,8 @@ if path.endswith(".onnx"):
     found = onnxruntime.InferenceSession(path).run(None, given)[0]
 else:
     import tensorflow as tf
-    found = tf.saved_model.load(path).serve({k: tf.constant(v) for k, v in given.items()}).numpy()
+    loaded = tf.saved_model.load(path)  # its variables live as long as it does
+    found = loaded.serve({k: tf.constant(v) for k, v in given.items()}).numpy()
 np.save(folder + "/found.npy", found)
 """
 

@@ -1,5 +1,6 @@
 """Dispatch against a loop over rows in NumPy float64."""
 
+import contextlib
 import math
 from fractions import Fraction
 from unittest import mock
@@ -19,8 +20,8 @@ from plait.ops.dispatch import apply_experts, capacity, keep_within_capacity
 # e, n, k: k = 1, k = e, e = 1, one row, fewer rows than experts, more than one segment of 16 rows.
 SIZES = [(4, 7, 2), (4, 7, 1), (3, 6, 3), (1, 5, 1), (5, 1, 2), (9, 3, 2), (3, 60, 2)]
 # Loops with and without several experts in a call, with fewer of them in a call than there would
-# be, and buffers of a capacity, each on whichever backend.
-PATHS = ["one by one", "together", "in groups", "buffers"]
+# be, one call of the lowered function, and buffers of a capacity, each on whichever backend.
+PATHS = ["one by one", "together", "in groups", "lowered", "buffers"]
 D, U = 3, 4
 
 
@@ -30,10 +31,21 @@ def expert(variables, rows, segment):
     return ops.tanh(ops.matmul(rows, variables[0]) + variables[1])
 
 
+def nothing_lowered():
+    """Only PyTorch lowers."""
+    if keras.config.backend() != "torch":
+        return contextlib.nullcontext()
+    from plait.ops.backend import torch as native
+
+    error = native.NotLoweredError("by a test")
+    return mock.patch.object(native, "lowered", side_effect=error)
+
+
 def by(path, function, variables, inputs, indices, e, room):
     """`apply_experts` by a path, which is not always the one that the backend would take."""
     call = 40.0 if path == "in groups" else 1e8
     with (
+        contextlib.nullcontext() if path == "lowered" else nothing_lowered(),
         mock.patch.object(backend, "loops_are_faster", return_value=path != "buffers"),
         mock.patch.object(batches, "_CALL", call),
         mock.patch.object(batches, "_READ", 0 if path == "in groups" else 16),

@@ -65,7 +65,7 @@ def group_of(
                 kept.append(ops.cast(mask, "int32"))
         return outcome.outputs, kept
 
-    return Group(run, mapped, num_experts, vectorized)
+    return Group(run, mapped, num_experts, vectorized, called=layer)
 
 
 def with_all_masks(

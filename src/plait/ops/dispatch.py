@@ -66,7 +66,7 @@ def apply_experts(
 
     ```
     """
-    group = backend.Group(function, list(variables), num_experts, vectorized)
+    group = backend.Group(function, list(variables), num_experts, vectorized, called=function)
     return apply_groups([group], inputs, indices, capacity)
 
 

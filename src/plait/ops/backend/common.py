@@ -37,12 +37,14 @@ class Group(NamedTuple):
         variables: List of tensors `(e_g, …)`.
         num_experts: `e_g`, an integer.
         vectorized: Whether one call may run several of the experts.
+        called: What the function calls, for what a backend remembers about it; or `None`.
     """
 
     function: Callable[..., Nested]
     variables: list[Tensor]
     num_experts: int
     vectorized: bool = True
+    called: object = None
 
 
 class Choices(NamedTuple):

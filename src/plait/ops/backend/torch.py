@@ -1,12 +1,14 @@
 """The backend functions on PyTorch."""
 
+import weakref
 from contextlib import nullcontext as outside_of_graphs
 from itertools import chain, pairwise
 
 import torch
 
-from plait.ops.backend.batches import Batch, affordable_padding, batches, work_per_row
+from plait.ops.backend.batches import affordable_padding, batches, work_per_row
 from plait.ops.backend.common import is_float, numbered, vectorized_map_with
+from plait.ops.backend.torch_lowering import NotLoweredError, lowered
 from plait.ops.backend.torch_vmap import vectorize
 
 __all__ = [
@@ -34,10 +36,6 @@ SHAPE_ERRORS = (TypeError, ValueError, IndexError, RuntimeError)
 
 
 draws_like_loops = False
-
-# Up to which share of busy experts their variables are copied: CPU time is then 0.6 at 8 or 16 rows
-# of 512 experts, but 1.2 where a quarter of 64 experts is busy (`benchmarks.decode`).
-FEW_BUSY = 0.1
 
 
 def stacking_pays(num_values, num_experts):
@@ -195,79 +193,85 @@ def loops_are_faster():
 def map_choices(groups, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`.
 
-    A loop over batches of neighbouring experts, each one vectorised call on as many rows per
-    expert as the largest load of the batch; padding repeats an expert's last row. Variables are
-    split once: indexing them in the loop would make a gradient the size of all experts at every
-    step.
+    Rows are sorted by expert. A group's function runs once on all its rows where it is lowered.
+    Otherwise it runs in batches of neighbouring experts, each one vectorised call.
     """
     order, place, offsets, num_selected = choices
-    bounds = offsets.tolist()
-    groups, bounds = _without_idle(groups, bounds)
-    loads = [b - a for a, b in pairwise(bounds)]
-    found = [_batches(group, leaves, loads[a:b]) for group, (a, b) in _ranges(groups)]
-    if not any(found):
-        # Where no expert was chosen, one call gives the outputs their shape. It gets one row:
-        # a reshape with -1 fails on no rows.
-        found[0] = [Batch(0, 1, min(1, len(order)))]
-    placed = [
-        Batch(first + batch.start, first + batch.end, batch.size)
-        for (_, (first, _)), of_group in zip(_ranges(groups), found, strict=True)
-        for batch in of_group
-    ]
-    source, slot = _layout(placed, bounds, order)
-    chosen = slot[place]
-    rows = [
-        _Gather.apply(leaf, source // num_selected, chosen.reshape(-1, num_selected))
-        for leaf in leaves
-    ]
-    sizes = [batch.num_rows for batch in placed]
-    split = [leaf.split([*sizes, len(source) - sum(sizes)]) for leaf in rows]
-    fed = zip(*split, strict=True)
-    results = []
-    for (group, (first, last)), of_group in zip(_ranges(groups), found, strict=True):
-        parts = _parts(of_group, group.num_experts)
-        pieces = list(zip(*(variable.split(parts) for variable in group.variables), strict=True))
-        for number, batch in enumerate(of_group):
-            variables = pieces[2 * number + 1] if pieces else []
-            results.append(
-                _run_batch(group.function, variables, next(fed), batch, loads[first:last], first)
-            )
-    outputs = []
-    for values in zip(*results, strict=True):
-        zero = values[0].new_zeros((len(source) - sum(sizes), *values[0].shape[1:]))
-        outputs.append(_Collect.apply(torch.cat([*values, zero]), chosen))
-    idle = [
-        variable
-        for group, of_group in zip(groups, found, strict=True)
-        if not of_group
-        for variable in group.variables
-        if is_float(variable)
-    ]
-    return [_WithZeroGradients.apply(outputs[0], *idle), *outputs[1:]] if idle else outputs
+    bounds, place = offsets.tolist(), place.long()
+    back = place.reshape(-1, num_selected)
+    rows = [_Gather.apply(leaf, order // num_selected, back) for leaf in leaves]
+    ranges = list(zip(groups, numbered(groups), strict=True))
+    sizes = [bounds[last] - bounds[first] for _, (first, last) in ranges]
+    parts = zip(*(leaf.split([*sizes, len(order) - bounds[-1]]) for leaf in rows), strict=True)
+    results: list[list] = []
+    idle: list[torch.Tensor] = []
+    for (group, (first, last)), part in zip(ranges, parts, strict=False):
+        if bounds[first] < bounds[last]:
+            own = [bound - bounds[first] for bound in bounds[first : last + 1]]
+            results.append(_run_group(group, part, own, first))
+        else:
+            idle += filter(is_float, group.variables)
+    if not results:
+        # Where no expert was chosen, one call on a row gives the outputs their shape.
+        idle += filter(is_float, rows)
+        with torch.no_grad():
+            values = [variable[0] for variable in groups[0].variables]
+            outputs = groups[0].function(values, [leaf[:1] for leaf in rows], 0)
+        results.append([y[:0] for y in outputs])
+    merged = []
+    for column in zip(*results, strict=True):
+        empty = column[0].new_zeros((len(order) - bounds[-1], *column[0].shape[1:]))
+        merged.append(_Collect.apply(torch.cat([*column, empty]), place))
+    return [_WithZeroGradients.apply(merged[0], *idle), *merged[1:]] if idle else merged
 
 
-def _without_idle(groups, bounds):
-    """Groups without the experts that have no rows, where these are many, and the bounds of rows.
+def _run_group(group, rows, bounds, first):
+    """The outputs `(r, …)` of a group whose first expert has number `first`.
 
-    The variables of the others are copied, which is less than reading across all.
+    Args:
+        group: The group.
+        rows: Tensors `(r, …)`, sorted by expert.
+        bounds: Integers; the rows of its expert `l` are `bounds[l]:bounds[l + 1]`.
+        first: An integer.
     """
-    left, ends = [], bounds[:1]
-    for group, (first, last) in _ranges(groups):
-        starts, after = bounds[first:last], bounds[first + 1 : last + 1]
-        busy = [i for i, (a, b) in enumerate(zip(starts, after, strict=True)) if a < b]
-        if group.vectorized and 0 < len(busy) <= FEW_BUSY * group.num_experts:
-            index = torch.tensor(busy, device=group.variables[0].device) if group.variables else 0
-            variables = [variable.index_select(0, index) for variable in group.variables]
-            group = group._replace(variables=variables, num_experts=len(busy))
-            after = [after[i] for i in busy]
-        left.append(group)
-        ends = ends + after
-    return left, ends
+    if group.vectorized and group.num_experts > 1 and group.called not in _not_lowered:
+        try:
+            return lowered(
+                lambda own, fed: group.function(own, fed, first), group.variables, rows, bounds
+            )
+        except NotLoweredError:
+            if group.called is not None:
+                _not_lowered.add(group.called)
+    return _in_batches(group, rows, bounds, first)
 
 
-def _ranges(groups):
-    """Each group with the number of its first expert and of the one after its last."""
-    return list(zip(groups, numbered(groups), strict=True))
+# What groups call that was found not to be lowered.
+_not_lowered: weakref.WeakSet = weakref.WeakSet()
+
+
+def _in_batches(group, rows, bounds, first):
+    """As `_run_group`, in batches of neighbouring experts, each on as many rows as the busiest.
+
+    Padding repeats an expert's last row. Variables are split once: indexing them in the loop would
+    make a gradient the size of all experts at every step.
+    """
+    loads = [b - a for a, b in pairwise(bounds)]
+    found = _batches(group, rows, loads)
+    source, slot = _layout(found, bounds, rows[0].device)
+    padded = len(source) > bounds[-1]
+    if padded:
+        rows = [_Gather.apply(leaf, source, slot[:, None]) for leaf in rows]
+    fed = zip(*(leaf.split([batch.num_rows for batch in found]) for leaf in rows), strict=True)
+    parts = _parts(found, group.num_experts)
+    pieces = list(zip(*(variable.split(parts) for variable in group.variables), strict=True))
+    results = [
+        _run_batch(
+            group.function, pieces[2 * i + 1] if pieces else [], next(fed), batch, loads, first
+        )
+        for i, batch in enumerate(found)
+    ]
+    outputs = [torch.cat(values) for values in zip(*results, strict=True)]
+    return [_Collect.apply(y, slot) for y in outputs] if padded else outputs
 
 
 def _batches(group, leaves, loads):
@@ -276,29 +280,24 @@ def _batches(group, leaves, loads):
     return batches(loads, affordable_padding(work) if group.vectorized else -1)
 
 
-def _layout(found, bounds, order):
+def _layout(found, bounds, device):
     """Where the rows of the batches come from, and where they go.
 
     Returns:
-        A pair: int `(r,)`, the choice that each row of the batches belongs to, and int `(n * k,)`,
-        the row that holds the choice at each place. Where some slots are empty, one more row
-        behind the batches' belongs to them.
+        A pair: int `(p,)`, the sorted row that each row of the batches is, and int `(r,)`, the row
+        of the batches that holds each sorted row.
     """
-    members = [(expert, batch.size) for batch in found for expert in range(*batch[:2])]
     table = [
-        (bounds[expert], bounds[expert + 1] - bounds[expert], size) for expert, size in members
+        (bounds[expert], bounds[expert + 1] - bounds[expert], batch.size)
+        for batch in found
+        for expert in range(batch.start, batch.end)
     ]
-    first, load, width = torch.tensor(table, device=order.device).T
+    first, load, width = torch.tensor(table, device=device).T
     member = torch.repeat_interleave(width)
-    step = torch.arange(len(member), device=order.device) - (torch.cumsum(width, 0) - width)[member]
+    step = torch.arange(len(member), device=device) - (torch.cumsum(width, 0) - width)[member]
     load = load[member]
-    source = order[first[member] + torch.minimum(step, load - 1).clamp(min=0)]
-    slot = torch.nonzero(step < load)[:, 0]
-    num_empty = len(order) - bounds[-1]
-    if num_empty:
-        source = torch.cat([source, order[:1]])
-        slot = torch.cat([slot, slot.new_full((num_empty,), len(member))])
-    return source, slot
+    source = first[member] + torch.minimum(step, load - 1).clamp(min=0)
+    return source.clamp(max=bounds[-1] - 1), torch.nonzero(step < load)[:, 0]
 
 
 def _parts(found, num_experts):

@@ -1,0 +1,391 @@
+"""One call of a function on all rows, where each row has an expert's variables of its own.
+
+Most experts are chains of products with variables, additions and pointwise functions. Such a
+function runs once on the rows of all experts, sorted by expert: a product with a variable becomes
+one product a run, what is pointwise stays as it is. Tensors of two kinds pass through the function:
+rows, and variables that stand for those of each row's expert. What is not known to treat rows apart
+raises `NotLoweredError`.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+__all__ = ["NotLoweredError", "lowered"]
+
+
+class NotLoweredError(Exception):
+    """A function does with rows or variables what is not known to treat rows apart."""
+
+
+def lowered(function, variables, rows, bounds):
+    """Returns what `function` makes of sorted rows, each with the variables of its expert.
+
+    Args:
+        function: Maps `(variables_of_one_expert, rows)` to a list of tensors `(r, …)`, row by row.
+        variables: Tensors `(e, …)`.
+        rows: Tensors `(r, …)`.
+        bounds: Integers; the rows of expert `l` are `bounds[l]:bounds[l + 1]`.
+
+    Returns:
+        List of tensors `(r, …)`.
+
+    Raises:
+        NotLoweredError: The function does more than is lowered.
+    """
+    runs = _Runs(bounds, rows[0].device)
+    own = [_Variable.of(variable, runs) for variable in variables]
+    results = function(own, [_rows(tensor) for tensor in rows])
+    if not all(type(y) is _Rows and y.shape[0] == runs.num_rows for y in results):
+        raise NotLoweredError("an output that is not made of the rows")
+    return [y.as_subclass(torch.Tensor) for y in results]
+
+
+class _Runs:
+    """Which rows belong to which expert.
+
+    Attributes:
+        num_rows: `r`.
+        used: Triples of an expert, its first row and the row after its last; only those with rows.
+    """
+
+    def __init__(self, bounds, device):
+        self.num_rows = bounds[-1]
+        self.num_experts = len(bounds) - 1
+        self.used = [(i, a, b) for i, (a, b) in enumerate(pairwise(bounds)) if a < b]
+        self._loads = [b - a for a, b in pairwise(bounds)]
+        self._device = device
+        self._expert = None
+
+    def expert(self):
+        """Returns int64 `(r,)`, the expert of each row."""
+        if self._expert is None:
+            loads = torch.tensor(self._loads, device=self._device)
+            self._expert = torch.repeat_interleave(loads)
+        return self._expert
+
+
+def _apply(function, *args):
+    """Returns what an autograd function gives, called as it is where no gradient is wanted."""
+    wanted = torch.is_grad_enabled() and any(
+        isinstance(a, torch.Tensor) and a.requires_grad for a in args
+    )
+    return function.apply(*args) if wanted else function.forward(*args)
+
+
+class _Product(torch.autograd.Function):
+    """`y[i] = x[i] @ w[expert of i]`: `(r, t, d)` and `(e, d, u)` to `(r, t, u)`."""
+
+    @staticmethod
+    def forward(x, w, runs):
+        y = x.new_empty((*x.shape[:-1], w.shape[-1]))
+        _write(torch.mm, y, x, w, runs)
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, w, ctx.runs = inputs
+        ctx.save_for_backward(x, w)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, w = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        to_x = _apply(_Product, gradient, w.mT, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_w = _apply(_Outer, x, gradient, ctx.runs) if ctx.needs_input_grad[1] else None
+        return to_x, to_w, None
+
+
+class _Outer(torch.autograd.Function):
+    """`w[l] = Σ_i x[i]ᵀ g[i]` over the rows of expert `l`: `(r, t, d)` and `(r, t, u)`."""
+
+    @staticmethod
+    def forward(x, g, runs):
+        full = len(runs.used) == runs.num_experts
+        shape = runs.num_experts, x.shape[-1], g.shape[-1]
+        w = x.new_empty(shape) if full else x.new_zeros(shape)
+        slices = w.unbind()
+        for expert, a, b in runs.used:
+            torch.mm(x[a:b].flatten(0, -2).T, g[a:b].flatten(0, -2), out=slices[expert])
+        return w
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, g, ctx.runs = inputs
+        ctx.save_for_backward(x, g)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, g = ctx.saved_tensors
+        return (
+            _apply(_Product, g, gradient.mT, ctx.runs),
+            _apply(_Product, x, gradient, ctx.runs),
+            None,
+        )
+
+
+class _Add(torch.autograd.Function):
+    """`y[i] = x[i] + b[expert of i]`: `(r, …, u)` and `(e, u)` to `(r, …, u)`."""
+
+    @staticmethod
+    def forward(x, b, runs):
+        y = torch.empty_like(x)
+        _write(torch.add, y, x, b, runs)
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.runs, ctx.axes = inputs[2], tuple(range(1, inputs[0].ndim - 1))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows = gradient.sum(ctx.axes) if ctx.axes else gradient
+        return gradient, _apply(_SumRows, rows, ctx.runs), None
+
+
+class _Spread(torch.autograd.Function):
+    """`y[i] = p[expert of i]`: `(e, …)` to `(r, …)`."""
+
+    @staticmethod
+    def forward(p, runs):
+        return p.index_select(0, runs.expert())
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.runs = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _apply(_SumRows, gradient, ctx.runs), None
+
+
+class _SumRows(torch.autograd.Function):
+    """`p[l] = Σ_i x[i]` over the rows of expert `l`: `(r, …)` to `(e, …)`."""
+
+    @staticmethod
+    def forward(x, runs):
+        p = x.new_zeros((runs.num_experts, *x.shape[1:]))
+        slices = p.unbind()
+        for expert, a, b in runs.used:
+            torch.sum(x[a:b], 0, out=slices[expert])
+        return p
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.runs = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _apply(_Spread, gradient, ctx.runs), None
+
+
+def _write(function, y, x, variable, runs):
+    """Writes `function(x, variable)` to `y`, run by run."""
+    flat = (y.flatten(1, -2), x.flatten(1, -2)) if y.ndim > 2 else (y, x)
+    times = flat[0].shape[1] if y.ndim > 2 else 1
+    y, x = (tensor.reshape(-1, tensor.shape[-1]) for tensor in flat)
+    slices = variable.unbind() if 4 * len(runs.used) > runs.num_experts else variable
+    for expert, a, b in runs.used:
+        function(x[a * times : b * times], slices[expert], out=y[a * times : b * times])
+
+
+def _rows(tensor):
+    return tensor.as_subclass(_Rows)
+
+
+class _Lowered(torch.Tensor):
+    """A tensor that passes through a lowered function."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.__name__.strip("_")
+        with torch._C.DisableTorchFunctionSubclass():
+            if name in _QUESTIONS:
+                answer = func(*args, **kwargs)
+                if isinstance(answer, torch.Tensor):  # `x.T`, say
+                    raise NotLoweredError(name)
+                return answer
+            in_place = name != func.__name__ and not func.__name__.startswith("_")
+            own = [a for a in args if isinstance(a, _Variable)]
+            if any(isinstance(a, _Variable) for a in kwargs.values()):
+                raise NotLoweredError(name)
+            if own and name in _WITH_VARIABLES and not in_place:
+                result = _WITH_VARIABLES[name](own[0].runs, *args, **kwargs)
+            elif own and name in _POINTWISE:
+                result = _pointwise(func, args, kwargs, own)
+            elif not own and name in _RULES:
+                result = _RULES[name](func, *args, **kwargs)
+            elif not own and name in _POINTWISE:
+                result = _same_rows(func(*args, **kwargs), [*args, *kwargs.values()])
+            else:
+                raise NotLoweredError(name)
+            if not isinstance(result, torch.Tensor):
+                return type(result)(map(_rows, result))
+            return result if isinstance(result, _Lowered) else _rows(result)
+
+
+class _Rows(_Lowered):
+    """The rows of all experts, `(r, …)`."""
+
+
+class _Variable(_Lowered):
+    """Looks like one expert's variable; stands for that of each row's expert.
+
+    Attributes:
+        stack: Tensor `(e, …)`.
+        runs: Which rows belong to which expert.
+    """
+
+    stack: torch.Tensor
+    runs: _Runs
+
+    @classmethod
+    def of(cls, stack, runs):
+        one = torch.empty((), dtype=stack.dtype, device=stack.device)
+        variable = one.expand(stack.shape[1:]).as_subclass(cls)
+        variable.stack, variable.runs = stack, runs
+        return variable
+
+
+def _same_rows(result, operands):
+    """Returns the result of a pointwise function, if it has the rank of the rows it was given."""
+    ranks = [x.ndim for x in operands if isinstance(x, torch.Tensor)]
+    rows = [x for x in operands if isinstance(x, _Rows)]
+    if not rows or max(ranks) > rows[0].ndim or result.shape[0] != rows[0].shape[0]:
+        raise NotLoweredError("rows broadcast to more axes")
+    return result
+
+
+def _pointwise(func, args, kwargs, own):
+    """A pointwise function of variables alone, or of rows and variables."""
+    runs = own[0].runs
+    tensors = [a for a in args if isinstance(a, torch.Tensor) and a.ndim]
+    if any(isinstance(a, _Rows) for a in args):
+        rank = max(a.ndim for a in args if isinstance(a, _Rows))
+        args = [_spread(a, rank) if isinstance(a, _Variable) else a for a in args]
+        return _same_rows(func(*args, **kwargs), args)
+    if any(a.ndim != own[0].ndim for a in tensors):
+        raise NotLoweredError("variables of different ranks")
+    stacks = [a.stack if isinstance(a, _Variable) else a for a in args]
+    return _Variable.of(func(*stacks, **kwargs), runs)
+
+
+def _spread(variable, rank):
+    """Returns a variable `(…)` as one of each row, `(r, 1, …)`, that broadcasts to `rank` axes."""
+    stack = variable.stack
+    if stack.ndim == rank + 1 and stack.shape[1] == 1:
+        stack = stack.squeeze(1)
+    if stack.ndim > rank:
+        raise NotLoweredError("a variable of more axes than the rows")
+    stack = stack.reshape(-1, *(1,) * (rank - stack.ndim), *stack.shape[1:])
+    return _apply(_Spread, stack, variable.runs)
+
+
+def _product(runs, x, w):
+    if not (isinstance(x, _Rows) and isinstance(w, _Variable) and w.ndim == 2 and x.ndim > 1):
+        raise NotLoweredError("matmul")
+    return _apply(_Product, _plain(x), w.stack, runs)
+
+
+def _add(runs, x, b):
+    if isinstance(x, _Variable):
+        x, b = b, x
+    if type(x) is _Rows and b.ndim == 1 and x.ndim > 1 and x.shape[-1] == b.shape[0]:
+        return _apply(_Add, _plain(x), b.stack, runs)
+    return _pointwise(torch.add, (x, b), {}, [b])
+
+
+def _einsum(runs, equation, x, w):
+    """A product over the last axes of the rows, as in `abc,cd->abd`."""
+    given, out = equation.replace(" ", "").split("->")
+    left, right = given.split(",")
+    kept = [letter for letter in left if letter not in right]
+    summed, new = left[len(kept) :], out[len(kept) :]
+    if not (kept and [*left] == [*kept, *summed] and right == summed + new and "." not in left):
+        raise NotLoweredError("einsum")
+    if not (isinstance(x, _Rows) and isinstance(w, _Variable) and out == "".join(kept) + new):
+        raise NotLoweredError("einsum")
+    rows = _plain(x).flatten(len(kept)) if len(summed) > 1 else _plain(x)
+    stack = w.stack.flatten(1, len(summed)) if len(summed) > 1 else w.stack
+    stack = stack.flatten(2) if len(new) > 1 else stack
+    if rows.ndim < 2 or not new:
+        raise NotLoweredError("einsum")
+    y = _apply(_Product, rows, stack, runs)
+    return y.unflatten(-1, w.shape[len(summed) :]) if len(new) > 1 else y
+
+
+def _plain(rows):
+    return rows.as_subclass(torch.Tensor).contiguous()
+
+
+def _reshape_variable(runs, variable, *shape):
+    wanted = list(shape[0]) if isinstance(shape[0], (tuple, list)) else list(shape)
+    stack = variable.stack.reshape(runs.num_experts, *wanted)
+    return _Variable.of(stack, runs)
+
+
+def _to(runs, variable, *args, **kwargs):
+    dtypes = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
+    if not dtypes or dtypes[0] == variable.dtype:
+        return variable
+    return _Variable.of(variable.stack.to(dtypes[0]), runs)
+
+
+def _over_axes(func, x, *args, **kwargs):
+    """A function over axes of rows, none of them the first."""
+    given = kwargs.get("dim", kwargs.get("axis", args[0] if args else None))
+    axes = list(given) if isinstance(given, (tuple, list)) else [given]
+    if not axes or any(not isinstance(axis, int) or axis % x.ndim == 0 for axis in axes):
+        raise NotLoweredError(func.__name__)
+    return func(x, *args, **kwargs)
+
+
+def _split(func, x, size, dim=0):
+    if dim % x.ndim == 0:
+        raise NotLoweredError(func.__name__)
+    return func(x, size, dim=dim)
+
+
+def _concatenate(func, tensors, dim=0):
+    if not all(type(x) is _Rows for x in tensors) or dim % tensors[0].ndim == 0:
+        raise NotLoweredError("cat")
+    return func(tensors, dim)
+
+
+def _reshape(func, x, *args, **kwargs):
+    result = func(x, *args, **kwargs)
+    if result.ndim == 0 or result.shape[0] != x.shape[0]:
+        raise NotLoweredError(func.__name__)
+    return result
+
+
+# What is asked of a tensor's kind, not of its values.
+_QUESTIONS = frozenset(
+    ["get", "dim", "ndimension", "size", "is_floating_point", "is_complex", "element_size", "len"]
+)
+_WITH_VARIABLES: dict[str, Callable[..., torch.Tensor]] = {
+    **dict.fromkeys(["matmul", "mm"], _product),
+    **dict.fromkeys(["add", "radd"], _add),
+    "einsum": _einsum,
+    **dict.fromkeys(["reshape", "view"], _reshape_variable),
+    "to": _to,
+}
+_RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(
+        ["mean", "sum", "var", "amax", "amin", "softmax", "log_softmax", "logsumexp"], _over_axes
+    ),
+    **dict.fromkeys(["split", "chunk"], _split),
+    **dict.fromkeys(["cat", "concat", "concatenate"], _concatenate),
+    **dict.fromkeys(["reshape", "view", "flatten"], _reshape),
+}
+_NAMES = """
+abs add celu clamp clone contiguous cos div divide dropout elu eq erf exp expm1 full_like ge gelu gt
+hardsigmoid hardswish hardtanh le leaky_relu log log1p logical_and logical_not logical_or logsigmoid
+lt maximum minimum mul multiply ne neg negative ones_like pow radd reciprocal relu relu6 rmul rpow
+rsqrt rsub rtruediv selu sigmoid sign silu sin softplus sqrt square sub subtract tanh tanhshrink to
+true_divide truediv where zeros_like
+"""
+_POINTWISE = frozenset(_NAMES.split())

@@ -1,0 +1,140 @@
+"""Functions of rows and variables that are lowered to one call, against one expert at a time."""
+
+from itertools import pairwise
+
+import keras
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+if keras.config.backend() != "torch":
+    pytest.skip("only PyTorch lowers", allow_module_level=True)
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from plait.ops.backend.torch_lowering import NotLoweredError, lowered  # noqa: E402
+
+BOUNDS = [0, 2, 2, 5, 6]  # the second expert has no rows
+E, R, D = len(BOUNDS) - 1, BOUNDS[-1], 3
+
+STEPS = {
+    "product": lambda x, w, b, g: torch.matmul(x, w),
+    "bias": lambda x, w, b, g: x + b,
+    "bias first": lambda x, w, b, g: b + x,
+    "scale": lambda x, w, b, g: x * g,
+    "difference": lambda x, w, b, g: g - x,
+    "of variables": lambda x, w, b, g: x * (g * 0.5 + b).tanh(),
+    "pointwise": lambda x, w, b, g: functional.gelu(x),
+    "gated": lambda x, w, b, g: functional.silu(torch.matmul(x, w)) * x,
+    "norm": lambda x, w, b, g: (x - x.mean(-1, keepdim=True)) * g,
+    "second reader": lambda x, w, b, g: (lambda y: y + (y + b))(torch.matmul(x, w)),
+    "softmax": lambda x, w, b, g: functional.softmax(x, dim=-1) + b,
+    "halves": lambda x, w, b, g: torch.matmul(torch.cat(x.split([1, D - 1], dim=-1), dim=-1), w),
+}
+
+
+def values(rng, *shape):
+    return torch.tensor(rng.normal(size=shape), dtype=torch.float64, requires_grad=True)
+
+
+def one_by_one(function, variables, x):
+    parts = [
+        function([v[i] for v in variables], [x[a:b]])[0]
+        for i, (a, b) in enumerate(pairwise(BOUNDS))
+        if a < b
+    ]
+    return torch.cat(parts)
+
+
+def agree(function, variables, x):
+    leaves = [*variables, x]
+    (found,), wanted = lowered(function, variables, [x], BOUNDS), one_by_one(function, variables, x)
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).reshape(found.shape)
+    for create in (False, True):
+        got, want = (
+            torch.autograd.grad(
+                (y * upstream).sum(),
+                leaves,
+                allow_unused=True,
+                create_graph=create,
+                retain_graph=True,
+            )
+            for y in (found, wanted)
+        )
+        for a, b, leaf in zip(got, want, leaves, strict=True):
+            zero = torch.zeros_like(leaf)
+            torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
+    return got, want
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    chain=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=6),
+    inner=st.sampled_from([(), (2,), (2, 2)]),
+    seed=st.integers(0, 99),
+)
+def test_chains_of_products_additions_and_pointwise_functions(chain, inner, seed):
+    """Outputs, gradients, and the gradients' gradients."""
+    rng = np.random.default_rng(seed)
+    variables = [values(rng, E, D, D), values(rng, E, D), values(rng, E, D)]
+
+    def function(own, rows):
+        x = rows[0]
+        for step in chain:
+            x = STEPS[step](x, *own)
+        return [x + 0 * rows[0]]
+
+    x = values(rng, R, *inner, D)
+    got, want = agree(function, variables, x)
+    leaves = [*variables, x]
+    norms = [sum((g**2).sum() for g in each if g is not None) for each in (got, want)]
+    if all(norm.requires_grad for norm in norms):
+        second, wanted = (torch.autograd.grad(norm, leaves, allow_unused=True) for norm in norms)
+        for a, b, leaf in zip(second, wanted, leaves, strict=True):
+            zero = torch.zeros_like(leaf)
+            torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
+
+
+@pytest.mark.parametrize(
+    ("equation", "units"), [("ab,bc->ac", (4,)), ("abc,cd->abd", (4,)), ("abc,cde->abde", (4, 2))]
+)
+def test_einsum_over_the_last_axis(rng, equation, units):
+    w = values(rng, E, D, *units)
+    x = values(rng, R, *(2,) * (equation.index(",") - 2), D)
+    agree(lambda own, rows: [torch.einsum(equation, rows[0], own[0])], [w], x)
+
+
+BAD = {
+    "over the rows": lambda w, x: x - x.mean(0),
+    "over all": lambda w, x: x / x.abs().sum(),
+    "rows moved": lambda w, x: x.flip(0),
+    "rows transposed": lambda w, x: (x.T @ x) @ torch.ones(D, D, dtype=x.dtype),
+    "hidden mean": lambda w, x: x - x.T.mean(1),
+    "a variable's values": lambda w, x: x * w.norm(),
+    "tied": lambda w, x: torch.matmul(x, w.T),
+    "read out": lambda w, x: x * float(x.detach().numpy().sum()),
+    "a product of rows": lambda w, x: torch.matmul(torch.matmul(x, w), x.mT),
+    "more axes": lambda w, x: torch.ones(2, R, D, dtype=x.dtype) * x,
+    "no rows": lambda w, x: torch.ones(R, D, dtype=x.dtype),
+    "rows joined": lambda w, x: torch.matmul(x.reshape(R // 2, 2 * D)[:, :D], w),
+    "indexed": lambda w, x: x[[1, 0, 2, 3, 4, 5]],
+    "rolled": lambda w, x: torch.roll(x, 1, 0),
+    "cumulated": lambda w, x: torch.cumsum(x, 0),
+    "softmax over rows": lambda w, x: functional.softmax(x, dim=0),
+    "split rows": lambda w, x: torch.cat(x.split(3)),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_mixes_rows_is_not_lowered(rng, what):
+    with pytest.raises(NotLoweredError):
+        lowered(
+            lambda own, rows: [BAD[what](own[0], rows[0])],
+            [values(rng, E, D, D)],
+            [values(rng, R, D)],
+            BOUNDS,
+        )
