@@ -43,7 +43,7 @@ def draw(family, num_experts, rows=ROWS):
         return x, (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
     y = {
         "gaussian": lambda: scores + 0.3 * rng.normal(size=scores.shape),
-        "poisson": lambda: rng.poisson(np.exp(0.5 * scores)),
+        "poisson": lambda: rng.poisson(np.exp(0.3 * scores)),
         "bernoulli": lambda: rng.random(scores.shape) < 1 / (1 + np.exp(-0.5 * scores)),
     }[family]()
     return x, y.astype("float32")

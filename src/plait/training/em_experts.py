@@ -80,6 +80,8 @@ class LinearExperts:
         self.generator = generator
         self.biases = [dense.use_bias for dense in denses]
         self.units = denses[0].units
+        self.coefficients: list[Array] = []
+        self.fitted: list[Fitted] = []
         self.groups = self._groups(x)
         self.target = family.target(y, self.units)
         family.bound(self.target.values, sample_weight)

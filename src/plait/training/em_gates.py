@@ -107,7 +107,8 @@ class LinearScores:
         self.dense = dense
         self.design = self._design(x)
         values = [np.atleast_2d(np.asarray(value, "float64")) for value in dense.get_weights()]
-        self.set_state([np.concatenate(values).T[None]])
+        self.coefficients: Array = np.concatenate(values).T[None]
+        self.fitted = self._evaluate(self.coefficients)
 
     def _design(self, x: Nested) -> Array:
         part = tree.flatten(self.mixture.gate_part(x))

@@ -18,7 +18,7 @@ _SMALLEST_PIVOT = 1e-4
 
 
 def with_intercept(x: Array, intercept: bool = True) -> Array:
-    """Returns the design matrix `(n, d + 1)`: the features, then a one, each column in one piece."""
+    """Returns the design matrix `(n, d + 1)`: the features, then a one; columns are contiguous."""
     columns = np.asarray(x, "float64").reshape(len(x), -1).T
     ones = np.ones((int(intercept), len(x)))
     return np.concatenate([columns, ones]).T
@@ -108,9 +108,8 @@ def newton_softmax(design: Array, residual: Array, p: Array, weights: Array) -> 
     rows, columns = np.triu_indices(free)
     # On the diagonal `1 − p_i` is the sum of the other classes, which does not cancel near one.
     shares = -weights[..., None, :] * p[..., rows, :] * p[..., columns, :]
-    shares[..., rows == columns, :] = weights[..., None, :] * np.stack(
-        [p[..., i, :] * np.delete(p, i, axis=-2).sum(axis=-2) for i in range(free)], axis=-2
-    )
+    others = np.stack([np.delete(p, i, axis=-2).sum(axis=-2) for i in range(free)], axis=-2)
+    shares[..., rows == columns, :] = weights[..., None, :] * p[..., :free, :] * others
     blocks = times(shares[..., None, :] * design.T, design)
     matrix = np.empty((*batch, free, features, free, features))
     for pair, (row, column) in enumerate(zip(rows, columns, strict=True)):
