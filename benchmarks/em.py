@@ -9,7 +9,6 @@ log-likelihoods differ. The CO2 data are those of 28 countries (mixtools); the r
 """
 
 import math
-import time
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +17,7 @@ import numpy as np
 
 import plait
 from benchmarks.table import Row, options, show
+from benchmarks.timing import clocks
 
 CO2 = Path(__file__).parent.parent / "tests" / "training" / "co2.csv"
 ROWS, CLASSES, RESTARTS, ITERATIONS = 300, 3, 10, 30
@@ -219,13 +219,6 @@ def mixture(family, gate, num_experts, x):
     mix = plait.Mixture(expert, gate=GATES[gate], num_experts=num_experts)
     mix.build((None, x.shape[1]))
     return mix
-
-
-def clocks(step):
-    """Returns wall and CPU seconds of one call."""
-    start = time.perf_counter(), time.process_time()
-    step()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def case(family, gate, num_experts, x, y, repeats):

@@ -79,10 +79,12 @@ def fit_em(
 ) -> EMResult:
     """Fits a mixture to its likelihood `Σ_n s_n log Σ_l w_l(x_n) p_l(y_n | x_n)` by EM.
 
-    The E-step computes responsibilities. The M-step fits the experts and the gate to them: to
-    convergence, in float64, where an expert is one Dense layer with its family's canonical
-    activation and the gate is constant or one Dense layer under a softmax; by gradient steps
-    elsewhere. The log-likelihood never falls: a step that would lower it is taken back.
+    The E-step computes responsibilities. The M-step fits the experts and the gate to them. Where an
+    expert is one Dense layer with its family's canonical activation, and the gate is constant or
+    one Dense layer under a softmax, it works in float64: Gaussian experts and constant weights have
+    a closed form, the others take one Newton step (generalised EM). Where both are such, all runs
+    go side by side. Elsewhere the M-step takes gradient steps. The log-likelihood never falls: a
+    step that would lower it is halved or taken back.
 
     Afterwards the mixture is compiled with `MixtureNLL(family)` and Adam, its learned scales set,
     so that `responsibilities` and `evaluate` follow the family.

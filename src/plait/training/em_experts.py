@@ -1,4 +1,4 @@
-"""Drivers of the experts' M-step: in closed form where they are linear, by gradients elsewhere."""
+"""Drivers of the experts' M-step: in float64 where they are linear, by gradients elsewhere."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -324,7 +324,7 @@ def experts_of(
     batch_size: int | None,
     generator: np.random.Generator,
 ) -> ExpertsDriver:
-    """Returns the driver of a mixture's experts: closed form where all of them are linear."""
+    """Returns the driver of a mixture's experts: `LinearExperts` where all of them are linear."""
     state = mixture.state
     form = linear_family(family, mixture.num_experts)
     given = state.given * (mixture.num_experts if state.ownership == "template" else 1)

@@ -235,7 +235,7 @@ GateDriver = FixedGate | LinearScores | KerasGate
 def gate_of(
     mixture: "Mixture", x: Nested, batch_size: int | None, generator: np.random.Generator
 ) -> GateDriver:
-    """Returns the driver of a mixture's gate: closed form where it is constant or linear."""
+    """Returns the driver of a mixture's gate: `KerasGate` unless it is constant or linear."""
     gate, router = mixture.gate, mixture.router
     leaves = tree.flatten(x)
     arrays = all(isinstance(leaf, np.ndarray) for leaf in leaves)
