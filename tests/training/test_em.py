@@ -610,6 +610,8 @@ def weighted(x, y, weights):
             r"weights of shape \((None|1), 120, 2\)",
         ),
         (lambda x, y: weighted(x, y, np.ones((120, 1))), r"sample_weight of shape \(120, 1\)"),
+        (lambda x, y: weighted(x, np.where(y == y[3], np.nan, y), None), "targets.*nan in row 3"),
+        (lambda x, y: weighted(np.where(x == x[5], np.inf, x), y, None), "inputs.*inf in row 5"),
         (lambda x, y: weighted(x, y, np.ones(7)), r"each of the 120 rows.*of shape \(7,\)"),
         (lambda x, y: weighted(x, y, np.arange(120) - 3.0), r"Received: -3.0 for row 0"),
         (lambda x, y: weighted(x, y, np.where(np.arange(120) == 8, np.inf, 1)), "inf for row 8"),

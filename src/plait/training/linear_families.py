@@ -57,8 +57,8 @@ class LinearFamily:
 
     def target(self, y: Array, units: int) -> Target:
         """Returns the target of `units` units."""
-        y = np.asarray(y, "float64")
-        return Target(np.ascontiguousarray(y.reshape(len(y), units).T), np.zeros(len(y)))
+        y = regression.finite(y, "targets").reshape(len(y), units)
+        return Target(np.ascontiguousarray(y.T), np.zeros(len(y)))
 
     def bound(self, target: Array, sample_weight: Array) -> None:
         """Bounds parameters that have no maximum on this target `(u, n)`; here, none."""
@@ -280,7 +280,7 @@ class LinearCategorical(LinearFamily):
 
     def target(self, y: Array, units: int) -> Target:
         """Returns the target as one-hot."""
-        y = np.asarray(y)
+        y = regression.finite(y, "targets")
         if not (y.shape == (len(y), units) and units > 1):
             y = np.eye(units)[y.reshape(-1).astype(int)]
         return super().target(y, units)

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from plait.errors import message
+
 Array = np.ndarray
 Fitted = TypeVar("Fitted")
 # A Newton step that lowers the likelihood is halved this many times, then given up.
@@ -17,9 +19,29 @@ _HALVINGS = 30
 _SMALLEST_PIVOT = 1e-4
 
 
+def finite(values: Array, what: str) -> Array:
+    """Returns an array `(n, d)` in float64.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    values = np.asarray(values, "float64").reshape(len(values), -1)
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            message(
+                f"The {what} of linear experts and gates must be finite numbers in fit_em",
+                f"{values[row, column]} in row {row} of the rows that count",
+                "Fill it in, or leave the row out with a sample_weight of 0",
+            )
+        )
+    return values
+
+
 def with_intercept(x: Array, intercept: bool = True) -> Array:
     """Returns the design matrix `(n, d + 1)`: the features, then a one; columns are contiguous."""
-    columns = np.asarray(x, "float64").reshape(len(x), -1).T
+    columns = finite(x, "inputs").T
     ones = np.ones((int(intercept), len(x)))
     return np.concatenate([columns, ones]).T
 
