@@ -116,8 +116,9 @@ def fit_em(
 
     Raises:
         ValueError: If weights have more axes than `(b, e)`, a number is out of range, sample
-            weights are not one number for each row, not negative and not all zero, inputs or targets
-            of linear parts are not finite, or a layer to restart has no config that makes it anew.
+            weights are not one number for each row, not negative and not all zero, inputs or
+            targets of linear parts are not finite, or a layer to restart has no config that makes
+            it anew.
 
     Example:
     >>> import keras, numpy as np, plait
