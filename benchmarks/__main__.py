@@ -17,7 +17,17 @@ from pathlib import Path
 from benchmarks.table import hide_gpu, mark, parse
 
 RESULTS = Path(__file__).parent / "results"
-SCRIPTS = ("compile", "stacked", "lists", "sparse", "sparsify", "memory", "gate", "import_time")
+SCRIPTS = (
+    "compile",
+    "stacked",
+    "lists",
+    "sparse",
+    "sparsify",
+    "memory",
+    "gate",
+    "em",
+    "import_time",
+)
 BACKENDS = ("jax", "torch", "tensorflow")
 PACKAGES = ("keras", "keras-hub", "jax", "torch", "tensorflow", "numpy")
 THREADS = ("OMP_NUM_THREADS",)  # what a machine shared with others may have to limit

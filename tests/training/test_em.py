@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 import scipy.stats
 from keras import ops
 
@@ -20,7 +21,7 @@ from plait.training import (
     em_gradient,
     fit_em,
 )
-from plait.training.regression import log_softmax, with_intercept
+from plait.training.regression import with_intercept
 
 # GNP per head (thousand US dollars) and CO2 emissions per head (tonnes) of 28 countries in 1996:
 # the data set CO2data of the R package mixtools, after Hurn, Justel and Robert (2003).
@@ -63,7 +64,7 @@ def totals(monkeypatch):
         return noted[-1]
 
     monkeypatch.setattr(em._Parts, "expect", noting)
-    return lambda: np.array([total for total, _ in noted])
+    return lambda: np.array([total.item() for total, _ in noted])  # of one run
 
 
 @pytest.mark.filterwarnings("ignore:Experts .* explain next to nothing")  # random data, few rows
@@ -185,7 +186,9 @@ def test_poisson_experts_under_a_softmax_gate_reach_a_maximum(rng):
     def negative(parameters):
         experts, gate = parameters[:4].reshape(2, 2), parameters[4:].reshape(2, 2)
         densities = scipy.stats.poisson.logpmf(y[:, None], np.exp(design @ experts))
-        return -np.logaddexp.reduce(log_softmax(design @ gate) + densities, axis=1).sum()
+        return -np.logaddexp.reduce(
+            scipy.special.log_softmax(design @ gate, axis=1) + densities, axis=1
+        ).sum()
 
     kernels = [np.concatenate([np.ravel(v) for v in mix.expert(i).get_weights()]) for i in (0, 1)]
     start = np.concatenate(
@@ -222,6 +225,47 @@ def test_experts_that_read_different_inputs(rng):
     found = fit_em(mix, inputs, y, restarts=5, seed=0, verbose=0)
     assert found.scales == pytest.approx([0.1, 0.1], abs=0.05)
     assert found.num_parameters == 2 + 3 + 2
+
+
+def test_experts_of_one_input_with_a_bias_and_without(rng):
+    x = rng.uniform(1, 2, size=(80, 1)).astype("float32")
+    y = np.where(rng.random((80, 1)) < 0.5, 2 * x, 5 - x) + 0.05 * rng.normal(size=x.shape)
+    experts = [keras.layers.Dense(1, use_bias=False), keras.layers.Dense(1)]
+    found = fit_em(plait.Mixture(experts, gate="constant"), x, y, restarts=5, seed=0, verbose=0)
+    assert found.num_parameters == 1 + 2 + 2 + 1
+    assert experts[0].get_weights()[0].item() == pytest.approx(2, abs=0.1)
+    assert experts[1].get_weights()[0].item() == pytest.approx(-1, abs=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:Experts .* explain next to nothing")  # random data, few rows
+@pytest.mark.parametrize("gate", ["uniform", "constant", None])
+@pytest.mark.parametrize("family", ACTIVATIONS)
+def test_runs_that_go_together_are_the_runs_that_go_alone(family, gate, rng, monkeypatch):
+    """Whichever ends first: one after another, or in groups of three."""
+    x, y = draw(family, rng)
+    found = []
+    for at_once in (1, 3 * len(x) * 2, 2**15):
+        monkeypatch.setattr(em, "_AT_ONCE", at_once)
+        mix = mixture(family, 2, gate)
+        fitted = fit_em(
+            mix,
+            x,
+            y,
+            family=family,
+            restarts=5,
+            tol=0.01,
+            max_iterations=12,
+            validation_data=(x, y),
+            seed=0,
+            verbose=0,
+        )
+        history = fitted.history
+        np.testing.assert_allclose(history["val_log_likelihood"], history["log_likelihood"])
+        found.append((everything(fitted, mix), history["log_likelihood"], fitted.converged))
+    for other in found[1:]:
+        np.testing.assert_allclose(other[0], found[0][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other[1], found[0][1], rtol=1e-8)
+        assert other[2] == found[0][2]
 
 
 def small_network(l2=0.0):
@@ -566,6 +610,8 @@ def weighted(x, y, weights):
             r"weights of shape \((None|1), 120, 2\)",
         ),
         (lambda x, y: weighted(x, y, np.ones((120, 1))), r"sample_weight of shape \(120, 1\)"),
+        (lambda x, y: weighted(x, np.where(y == y[3], np.nan, y), None), "targets.*nan in row 3"),
+        (lambda x, y: weighted(np.where(x == x[5], np.inf, x), y, None), "inputs.*inf in row 5"),
         (lambda x, y: weighted(x, y, np.ones(7)), r"each of the 120 rows.*of shape \(7,\)"),
         (lambda x, y: weighted(x, y, np.arange(120) - 3.0), r"Received: -3.0 for row 0"),
         (lambda x, y: weighted(x, y, np.where(np.arange(120) == 8, np.inf, 1)), "inf for row 8"),

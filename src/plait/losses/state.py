@@ -1,5 +1,7 @@
 """Where a mixture keeps the variables of the objective that it is compiled with."""
 
+from typing import Any
+
 import keras
 
 from plait.losses.base import MixtureObjective
@@ -13,6 +15,12 @@ class ObjectiveState(keras.layers.Layer):
     trained, saved and loaded with the model.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Variables, not the layer that made them: Keras lets go of a variable, not of a layer. In a
+        # list: where an attribute that is a variable is deleted, Keras runs `gc.collect()`.
+        self.held: list[keras.Variable] = []
+
     def hold(self, objective: object, weights_shape: tuple[int | None, ...]) -> None:
         """Takes over the variables of an objective, and lets go of those of the last.
 
@@ -20,10 +28,7 @@ class ObjectiveState(keras.layers.Layer):
             objective: A `MixtureObjective`; anything else has no variables.
             weights_shape: Shape of the mixing weights, `(b, …, e)`.
         """
-        for name in [name for name in vars(self) if name.startswith("held_")]:
-            delattr(self, name)
+        self.held.clear()
         if isinstance(objective, MixtureObjective) and objective.state is not None:
             objective.build(weights_shape)
-            # Variables, not the layer that made them: Keras lets go of a variable, not of a layer.
-            for position, variable in enumerate(objective.state.variables):
-                setattr(self, f"held_{position}", variable)
+            self.held.extend(objective.state.variables)
