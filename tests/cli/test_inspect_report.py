@@ -15,7 +15,7 @@ def test_inspect_tells_what_is_inside(plait, fitted):
         "x, colour (2 categories)",
         "Softmax(",
         "expert 2",
-        "GaussianNoise, Dense(8), Dense(8),",
+        "Dense(8), Dense(8), Dense(2)",
         "(b, 3)",
     ):
         assert part in text

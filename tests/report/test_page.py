@@ -71,7 +71,7 @@ def test_names_from_outside_are_texts_not_markup(page):
     assert "<b>" not in page.replace("<b>y</b>", "")
 
 
-def test_the_page_shows_what_the_issue_asks_for():
+def test_the_page_has_its_sections():
     page = render(facts("classification"), "m", "t.csv")
     for heading in (
         "The honest table",
@@ -84,6 +84,15 @@ def test_the_page_shows_what_the_issue_asks_for():
         assert f"<h2>{heading}</h2>" in page
     assert "Hardly used: net &lt;1&gt;." in page
     assert "Weights along the target" in render(facts("regression"), "m", "t.csv")
+
+
+def test_weights_that_are_the_same_everywhere_are_not_drawn():
+    found = facts("classification")
+    even = np.full_like(found.weights, 1.0 / found.weights.shape[1])
+    page = render(dataclasses.replace(found, weights=even), "m", "t.csv")
+    for heading in ("Use of the experts", "Gate entropy", "Weights per class", "Who leads where"):
+        assert heading not in page
+    assert "<h2>Experts and classes</h2>" in page
 
 
 def test_the_worst_examples_come_first_and_are_counted_from_one():

@@ -73,41 +73,99 @@ def contest(
     ]
 
 
-def choose(held_out: dict[str, np.ndarray]) -> str:
-    """Returns the simplest candidate within one standard error of the best (Breiman et al. 1984).
+class Held(NamedTuple):
+    """A candidate on held-out rows.
 
-    The standard error is that of the paired difference to the best over the rows.
+    Attributes:
+        loss: Mean loss.
+        behind: How much that is above the best candidate's.
+        error: Standard error of that difference.
+    """
+
+    loss: float
+    behind: float
+    error: float
+
+
+def compare(held_out: dict[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, Held]:
+    """Returns how far each candidate is behind the best on held-out rows.
+
+    Differences are paired row by row: what is hard for all candidates is no noise. Their standard
+    error is over rows, or over whole groups where rows of one belong together.
 
     Args:
-        held_out: Losses `(b,)` on held-out rows, by candidate.
+        held_out: Losses `(b,)` of each candidate, on the same rows.
+        groups: Which rows belong together `(b,)`, or `None`.
 
     Example:
     >>> import numpy as np
-    >>> from plait.cli.contest import choose
-    >>> noise = np.array([0.3, -0.3, 0.3, -0.3])
-    >>> choose({"network": np.ones(4), "average": 0.9 + noise, "mixture": np.ones(4)})
-    'network'
-    >>> choose({"network": np.ones(4), "average": np.ones(4) / 2, "mixture": np.ones(4)})
-    'average'
+    >>> from plait.cli.contest import compare
+    >>> hard = np.array([1.0, 9.0, 1.0, 9.0])
+    >>> found = compare({"network": hard + [0.1, 0.3, 0.3, 0.1], "average": hard})
+    >>> round(found["network"].behind, 4), round(found["network"].error, 4)
+    (0.2, 0.0577)
     """
     best = min(held_out, key=lambda name: float(held_out[name].mean()))
-    for name in CANDIDATES:
-        if name in held_out:
-            worse = held_out[name] - held_out[best]
-            if worse.mean() <= worse.std() / np.sqrt(len(worse)):
-                return name
-    return best
+    rows = len(held_out[best])
+    place = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n = int(place.max()) + 1
+    found = {}
+    for name, values in held_out.items():
+        behind = values - held_out[best]
+        off = np.bincount(place, behind - behind.mean(), minlength=n)
+        error = np.sqrt((off**2).sum() * n / max(1, n - 1)) / rows
+        found[name] = Held(float(values.mean()), float(behind.mean()), float(error))
+    return found
+
+
+def choose(held: dict[str, Held]) -> str:
+    """Returns the simplest candidate within one standard error of the best (Breiman et al. 1984).
+
+    Args:
+        held: From `compare`.
+
+    Example:
+    >>> from plait.cli.contest import Held, choose
+    >>> choose({"network": Held(1.3, 0.3, 0.4), "average": Held(1.0, 0.0, 0.0)})
+    'network'
+    >>> choose({"network": Held(1.3, 0.3, 0.1), "average": Held(1.0, 0.0, 0.0)})
+    'average'
+    """
+    return next(n for n in CANDIDATES if n in held and held[n].behind <= held[n].error)
+
+
+def reason(held: dict[str, Held], chosen: str, how: str, free: bool) -> str:
+    """Returns how each candidate did on held-out rows, in one sentence.
+
+    Args:
+        held: From `compare`.
+        chosen: Which was chosen.
+        how: What the rows were held out for.
+        free: Whether they chose; otherwise the user did.
+
+    Example:
+    >>> from plait.cli.contest import Held, reason
+    >>> held = {"network": Held(1.3, 0.3, 0.1), "average": Held(1.0, 0.0, 0.0)}
+    >>> reason(held, "average", "5-fold cross-validation", True)
+    'Chosen by 5-fold cross-validation: networks averaged (mean loss 1; one network +0.3 ± 0.1).'
+    """
+    best = next(name for name in held if held[name].behind == 0)
+    parts = [f"mean loss {held[best].loss:.4g}" + f" of {TITLES[best]}" * (best != chosen)]
+    for name, found in held.items():
+        if name != best:
+            parts.append(f"{TITLES[name]} +{found.behind:.2g} ± {found.error:.2g}")
+    verb = f"Chosen by {how}" if free else f"Asked for; compared by {how}"
+    return f"{verb}: {TITLES[chosen]} ({parts[0]}; {', '.join(parts[1:])})."
 
 
 def verdict(entries: list[Entry]) -> str:
-    """Returns what the contest says about gating, in one sentence with its interval."""
+    """Returns what the scored rows say of the chosen candidate beside the others."""
     by_name = {entry.name: entry for entry in entries}
-    chosen = next(entry for entry in entries if entry.gap is None)
     rivals = [by_name[name] for name in TITLES.values() if name in by_name]
     beaten = [e.name for e in rivals if e.gap is not None and e.verdict == "worse than chosen"]
     level = [e.name for e in rivals if e.gap is not None and e.gap.noise]
     ahead = [e.name for e in rivals if e.gap is not None and e.verdict == "better than chosen"]
-    text = [f"Chosen on held-out rows: {chosen.name}."]
+    text = []
     for names, what in (
         (beaten, "It beats {} on the scored rows."),
         (level, "Its difference to {} is within noise."),
@@ -183,4 +241,4 @@ def _fitted(
     return full
 
 
-__all__ = ["Entry", "choose", "contest", "rivals", "verdict"]
+__all__ = ["Entry", "Held", "choose", "compare", "contest", "reason", "rivals", "verdict"]

@@ -8,12 +8,15 @@ import numpy as np
 from plait.cli.console import remarks
 from plait.errors import message
 from plait.tables import Findings, Schema, matrix, read, target
+from plait.training.folds import fold_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _SHARE = 0.2  # held out for scoring without a test table, and again for early stopping
 _FEWEST = 10
+_FOLDS, _MOST_FOLDS = 5, 10
+_MANY_ROWS = 20_000
 
 
 class Rows(NamedTuple):
@@ -131,16 +134,8 @@ def hold_out(rows: Rows, task: str, groups: np.ndarray | None, seed: int) -> np.
     """
     rng = np.random.default_rng(seed)
     if groups is not None:
-        names, place = np.unique(groups, return_inverse=True)
-        if len(names) < 3:
-            raise ValueError(
-                message(
-                    "`--group` must tell at least three groups apart",
-                    f"{len(names)}",
-                    "Choose another column, or leave --group out",
-                )
-            )
-        drawn = rng.permutation(len(names))[: max(1, round(_SHARE * len(names)))]
+        number, place = check_groups(groups), np.unique(groups, return_inverse=True)[1]
+        drawn = rng.permutation(number)[: max(1, round(_SHARE * number))]
         return np.isin(place, drawn)
     b = len(rows.y)
     shuffled = rng.permutation(b)
@@ -154,4 +149,47 @@ def hold_out(rows: Rows, task: str, groups: np.ndarray | None, seed: int) -> np.
     return held
 
 
-__all__ = ["Parts", "Rows", "as_rows", "divide", "hold_out", "load_rows", "load_training"]
+def folds_of(y: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
+    """Returns for each row `(b,)` the number of the fold that holds it out, -1 for none.
+
+    Five folds, or one for each of up to ten groups. Of many rows one part is enough: a fifth.
+
+    Args:
+        y: Class codes `(b,)`, or values `(b,)`.
+        groups: Which rows belong together `(b,)`, or `None`.
+        seed: Of the draw.
+    """
+    folds = _FOLDS
+    if groups is not None:
+        folds = max(2, min(_MOST_FOLDS, len(np.unique(groups))))
+    number = fold_numbers(y, folds, groups, seed)
+    if len(y) <= _MANY_ROWS:
+        return number
+    return np.where(number < max(1, round(_SHARE * folds)), 0, -1)
+
+
+def check_groups(groups: np.ndarray) -> int:
+    """Returns how many groups there are, at least three."""
+    number = len(np.unique(groups))
+    if number < 3:
+        raise ValueError(
+            message(
+                "`--group` must tell at least three groups apart",
+                f"{number}",
+                "Choose another column, or leave --group out",
+            )
+        )
+    return number
+
+
+__all__ = [
+    "Parts",
+    "Rows",
+    "as_rows",
+    "check_groups",
+    "divide",
+    "folds_of",
+    "hold_out",
+    "load_rows",
+    "load_training",
+]

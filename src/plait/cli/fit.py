@@ -9,10 +9,10 @@ import numpy as np
 from rich.table import Table
 
 from plait.cli import interrupts
-from plait.cli.candidates import CANDIDATES, MIXTURE, TITLES, Plan, Trainer, plan_for
+from plait.cli.candidates import CANDIDATES, MIXTURE, TITLES, Plan, Trained, plan_for
 from plait.cli.console import EpochBar, dumps, out, plain, progress, remarks
-from plait.cli.contest import Entry, choose, contest, rivals, verdict
-from plait.cli.data import Rows, as_rows, hold_out, load_rows, load_training
+from plait.cli.contest import Entry, choose, compare, contest, reason, rivals, verdict
+from plait.cli.data import Rows, as_rows, check_groups, folds_of, hold_out, load_rows, load_training
 from plait.cli.learn import with_baseline
 from plait.cli.options import check_at_least, check_gate, check_outputs
 from plait.encoding import Schema, TableEncoder
@@ -62,14 +62,14 @@ class FitResult(NamedTuple):
 
     Attributes:
         entries: The contest.
-        chosen: Which candidate was written.
+        said: What it says about gating.
         scored_on: The scored rows, in words.
         facts: What else machines want to know.
         written: The files written.
     """
 
     entries: list[Entry]
-    chosen: str
+    said: str
     scored_on: str
     facts: dict[str, Any]
     written: list[str]
@@ -89,7 +89,7 @@ class FitResult(NamedTuple):
             style = "bold" if entry.gap is None else None
             table.add_row(*score_cells(entry.score), beside(entry), style=style)
         out().print(table)
-        out().print(verdict(self.entries), soft_wrap=True)
+        out().print(plain(self.said), soft_wrap=True)
         for path in self.written:
             remarks.print(f"Wrote {path}")
 
@@ -129,41 +129,39 @@ def run(options: FitOptions) -> FitResult:
     for doubt in doubts(frame, schema):
         remarks.print(doubt)
     rows = as_rows(frame, schema)
-    learn, learn_sides, scored, scored_groups, name = _scored(rows, sides, schema, options)
+    table = _divide(rows, sides, schema, options)
     plan = plan_for(
         schema, options.experts, options.hidden, options.gate, options.epochs, len(rows.y)
     )
     remarks.print(_plan(schema, options))
-    bench = _Bench(plan, schema, options)
+    bench = _Bench(plan, schema, table, options.seed)
 
-    held = hold_out(learn, schema.task, learn_sides.groups, options.seed)
-    kept, out_rows = np.flatnonzero(~held), np.flatnonzero(held)
-    names = list(CANDIDATES)
-    each = {}
-    for candidate in names:
-        bench.train(candidate, learn.take(kept), learn_sides.take(kept).weight, "choosing")
-        each[candidate] = losses(
-            bench.predict(candidate, learn.x[out_rows]), learn.y[out_rows], schema.task
-        )
-    chosen = choose(each) if options.model == "auto" else options.model
-    # The chosen one last, so that what is written is at hand.
-    predictions = {}
-    for candidate in sorted(names, key=lambda name: name == chosen):
-        curve = bench.train(candidate, learn, learn_sides.weight, "scoring")
-        predictions[candidate] = bench.predict(candidate, scored.x)
-    shown = {TITLES[candidate]: predictions[candidate] for candidate in names}
-    encode = bench.features
-    shown |= rivals(
-        schema, encode(learn.x), learn.y, learn_sides.weight, encode(scored.x), options.seed
+    each, predictions = {}, {}
+    for name in CANDIDATES:
+        each[name], predictions[name] = bench.train(name)
+    held = compare(each, None if table.groups is None else table.groups[table.folds >= 0])
+    chosen = choose(held) if options.model == "auto" else options.model
+    entries = contest(
+        {TITLES[name]: found for name, found in predictions.items()} | bench.rivals(),
+        TITLES[chosen],
+        table.scored.y,
+        schema.task,
+        table.scored_groups,
     )
-    entries = contest(shown, TITLES[chosen], scored.y, schema.task, scored_groups)
+    how = f"{table.num_folds}-fold cross-validation" if table.num_folds > 1 else "held-out rows"
+    said = f"{reason(held, chosen, how, options.model == 'auto')} {verdict(entries)}".strip()
     facts = {
         "task": schema.task,
         "target": schema.target,
-        "rows": {"train": len(learn.y), "held_out": len(out_rows), "scored": len(scored.y)},
+        "rows": {
+            "train": int(table.learn.sum()),
+            "held_out": int((table.folds >= 0).sum()),
+            "scored": len(table.scored.y),
+        },
         "chosen": chosen,
         "forced": options.model != "auto",
-        "held_out_losses": {name: float(values.mean()) for name, values in each.items()},
+        "folds": table.num_folds,
+        "held_out": {name: found._asdict() for name, found in held.items()},
         "experts": options.experts,
         "hidden": options.hidden,
         "gate": options.gate,
@@ -176,52 +174,123 @@ def run(options: FitOptions) -> FitResult:
         **facts,
         "versions": _versions(),
         "contest": [entry.to_dict() for entry in entries],
-        "verdict": verdict(entries),
-        "curve": curve,
-        "scored_on": name,
+        "verdict": said,
+        "curve": bench.trained[chosen].curve,
+        "scored_on": table.name,
     }
     schema = dataclasses.replace(schema, record=record)
-    model = bench.whole(chosen, schema, learn)
     page = None
     if options.report is not None:
-        page = render(gather(model, scored.x, scored.y, scored.frame), options.output.name, name)
-    if options.test is None:  # nothing is left out of what is written
-        bench.train(chosen, rows, sides.weight, "all rows")
-        model = bench.whole(chosen, schema, rows)
-    return FitResult(entries, chosen, name, facts, _write(model, page, options))
+        scored = table.scored
+        facts_of = gather(bench.whole(chosen, schema, False), scored.x, scored.y, scored.frame)
+        page = render(facts_of, options.output.name, table.name)
+    model = bench.whole(chosen, schema, True)  # nothing is left out of what is written
+    return FitResult(entries, said, table.name, facts, _write(model, page, options))
+
+
+class Division(NamedTuple):
+    """A table, and which of its rows serve what.
+
+    Attributes:
+        rows: All of its rows.
+        learn: Which are learned from before anything is scored, `(b,)`.
+        folds: Which fold holds a row out, `(b,)`; -1 for none.
+        groups: Which rows belong together `(b,)`, or `None`.
+        weight: Weight of each row `(b,)`.
+        scored: The rows to score on, of this table or of another.
+        scored_groups: Which of those belong together, or `None`.
+        name: What the scored rows are, in words.
+    """
+
+    rows: Rows
+    learn: np.ndarray
+    folds: np.ndarray
+    groups: np.ndarray | None
+    weight: np.ndarray
+    scored: Rows
+    scored_groups: np.ndarray | None
+    name: str
+
+    @property
+    def num_folds(self) -> int:
+        """How many folds there are."""
+        return int(self.folds.max()) + 1
+
+    def copies(self) -> np.ndarray:
+        """Returns what each row counts in each training, `(b, copies)`.
+
+        One for each fold held out, one on all rows to learn from, and one on the whole table where
+        that is more.
+        """
+        kept = [self.learn & (self.folds != fold) for fold in range(self.num_folds)]
+        kept.append(self.learn)
+        if not self.learn.all():
+            kept.append(np.ones(len(self.learn), bool))
+        found = np.stack(kept, axis=1) * self.weight[:, None]
+        if not found.sum(axis=0).all():
+            raise ValueError(
+                message(
+                    "Weights must leave some weight outside of every part that is held out",
+                    f"all of it in {int((self.weight > 0).sum())} rows held out together",
+                    "Weigh more rows, or leave --weight out",
+                )
+            )
+        return found
 
 
 class _Bench:
-    """Trains candidates, and keeps the last of each."""
+    """Trains candidates, and keeps them."""
 
-    def __init__(self, plan: Plan, schema: Schema, options: FitOptions) -> None:
-        self.schema = schema
-        self.seed = options.seed
-        self.trainer = Trainer(plan)
-        self.models: dict[str, Any] = {}
+    def __init__(self, plan: Plan, schema: Schema, table: Division, seed: int) -> None:
+        self.plan, self.schema, self.table, self.seed = plan, schema, table, seed
+        self.trained: dict[str, Trained] = {}
         self._encoder = TableEncoder(schema)
+        self._x, self._x_scored = (self._features(x) for x in (table.rows.x, table.scored.x))
 
-    def features(self, x: np.ndarray) -> np.ndarray:
+    def _features(self, x: np.ndarray) -> np.ndarray:
         """Returns what networks read, `(b, d)`."""
         return keras.ops.convert_to_numpy(self._encoder(x))
 
-    def train(self, name: str, rows: Rows, weight: np.ndarray | None, what: str) -> list[float]:
-        """Trains a candidate under a progress bar; returns its loss per epoch."""
-        interrupts.check()
-        with progress() as bar:
-            show = EpochBar(bar, self.trainer.plan.epochs, f"{what}: {TITLES[name]}")
-            x, y = self.features(rows.x), _scaled(rows.y, self.schema)
-            self.models[name], curve = self.trainer.train(name, x, y, weight, self.seed, [show])
-        return curve
+    def train(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Trains a candidate under a progress bar.
 
-    def predict(self, name: str, x: np.ndarray) -> np.ndarray:
+        Returns:
+            Its losses on held-out rows, by the copy that has not seen them, and what it predicts
+            for the scored rows.
+        """
+        interrupts.check()
+        table, schema = self.table, self.schema
+        y = table.rows.y if schema.classes else (table.rows.y - schema.center) / schema.spread
+        with progress() as bar:
+            show = EpochBar(bar, self.plan.epochs, TITLES[name])
+            trained = Trained(name, self.plan, self._x, y, table.copies(), self.seed, [show])
+        self.trained[name] = trained
+        held = np.flatnonzero(table.folds >= 0)
+        unseen = trained.predict(self._x[held])[table.folds[held], np.arange(len(held))]
+        scored = trained.predict(self._x_scored)[table.num_folds]
+        return losses(self._units(unseen), table.rows.y[held], schema.task), self._units(scored)
+
+    def rivals(self) -> dict[str, np.ndarray]:
+        """Returns what models without a network predict for the scored rows, by name."""
+        learn, rows = self.table.learn, self.table.rows
+        weight = self.table.weight[learn]
+        return rivals(self.schema, self._x[learn], rows.y[learn], weight, self._x_scored, self.seed)
+
+    def _units(self, found: np.ndarray) -> np.ndarray:
         """Returns predictions `(b, u)` in the target's units."""
-        found = self.models[name].predict(self.features(x), batch_size=1024, verbose=0)
         return found if self.schema.classes else found * self.schema.spread + self.schema.center
 
-    def whole(self, name: str, schema: Schema, rows: Rows) -> TableModel:
-        """Returns a candidate behind its encoder, with what its training rows say of its parts."""
-        mixture = self.models[name]
+    def whole(self, name: str, schema: Schema, everything: bool) -> TableModel:
+        """Returns a candidate behind its encoder, with what its training rows say of its parts.
+
+        Args:
+            name: One of `CANDIDATES`.
+            schema: What to keep in the model.
+            everything: Whether scored rows of the table were learned from too.
+        """
+        trained = self.trained[name]
+        mixture = trained.copy(trained.copies - 1 if everything else self.table.num_folds)
+        rows = self.table.rows.take(np.flatnonzero(self.table.learn | everything))
         model = assemble(mixture, schema, encode=True)
         reference = choose_reference(model.expert_outputs(rows.x), rows.y, schema.task)
         what = "expert" if name == MIXTURE else "network"
@@ -229,22 +298,25 @@ class _Bench:
         return with_baseline(model, reference, names)
 
 
-def _scored(
-    rows: Rows, sides: Sides, schema: Schema, options: FitOptions
-) -> tuple[Rows, Sides, Rows, np.ndarray | None, str]:
-    """Returns the rows to learn from and the rows to score on, each with their groups."""
+def _divide(rows: Rows, sides: Sides, schema: Schema, options: FitOptions) -> Division:
+    """Decides which rows train, hold out and score; reads the test table where there is one."""
+    b = len(rows.y)
+    weight = np.ones(b, "float32") if sides.weight is None else sides.weight
     if options.test is None:
-        held = hold_out(rows, schema.task, sides.groups, options.seed + 1)
-        learn, scored = np.flatnonzero(~held), np.flatnonzero(held)
-        name = f"a fifth held out of the table ({len(scored):,} rows)"
-        groups = sides.take(scored).groups
-        return rows.take(learn), sides.take(learn), rows.take(scored), groups, name
-    texts_too = (options.group,) if options.group else ()
-    test = load_rows(options.test, schema, strict=False, texts=texts_too)
-    groups = None
-    if options.group and options.group in test.frame.columns:
-        groups = texts(test.frame[options.group]).astype(str)
-    return rows, sides, test, groups, f"{options.test} ({len(test.y):,} rows)"
+        apart = hold_out(rows, schema.task, sides.groups, options.seed + 1)
+        scored, scored_groups = rows.take(np.flatnonzero(apart)), sides.take(apart).groups
+        name = f"a fifth held out of the table ({apart.sum():,} rows)"
+    else:
+        apart = np.zeros(b, bool)
+        more = (options.group,) if options.group else ()
+        scored = load_rows(options.test, schema, strict=False, texts=more)
+        scored_groups = None
+        if options.group and options.group in scored.frame.columns:
+            scored_groups = texts(scored.frame[options.group]).astype(str)
+        name = f"{options.test} ({len(scored.y):,} rows)"
+    folds = np.full(b, -1)
+    folds[~apart] = folds_of(rows.y[~apart], sides.take(~apart).groups, options.seed)
+    return Division(rows, ~apart, folds, sides.groups, weight, scored, scored_groups, name)
 
 
 def _sides(frame: Any, options: FitOptions) -> Sides:
@@ -258,7 +330,10 @@ def _sides(frame: Any, options: FitOptions) -> Sides:
                     f"Choose among {few([c for c in frame.columns if c != options.target])}",
                 )
             )
-    groups = texts(frame[options.group]).astype(str) if options.group else None
+    groups = None
+    if options.group:
+        groups = texts(frame[options.group]).astype(str)
+        check_groups(groups)
     if not options.weight:
         return Sides(groups, None)
     weight, _ = numbers(frame[options.weight])
@@ -292,13 +367,6 @@ def _versions() -> dict[str, str]:
     import plait
 
     return {"plait": plait.__version__, "keras": keras.__version__, "numpy": np.__version__}
-
-
-def _scaled(y: np.ndarray, schema: Schema) -> np.ndarray:
-    """Returns the target as networks see it: standardised, `(b, 1)`, for regression."""
-    if schema.classes:
-        return y
-    return ((y - schema.center) / schema.spread)[:, None].astype("float32")
 
 
 def _plan(schema: Schema, options: FitOptions) -> str:

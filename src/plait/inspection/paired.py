@@ -67,8 +67,8 @@ def bootstrap(
     n = len(sums)
     draws = []
     for _ in range(0, samples, step := max(1, _CHUNK // n)):
-        counts = rng.multinomial(n, np.full(n, 1.0 / n), size=step)
-        draws.append((counts @ sums) / (counts @ sizes)[:, None])
+        drawn = rng.integers(n, size=(step, n))
+        draws.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)[:, None])
     means = np.concatenate(draws)[:samples]
     whole = sums.sum(axis=0) / sizes.sum()
     if root:

@@ -70,7 +70,7 @@ def render(facts: Facts, model_name: str, data_name: str) -> str:
         score_head=score_head(facts.scores),
         table_text=_table_text(facts),
         contest=_contest(facts),
-        territories=_territories(facts) if len(facts.names) > 1 else [],
+        territories=_territories(facts) if _gated(facts) else [],
         facts_list=_facts(facts),
         numbers=_numbers(facts),
         score_rows=[score_cells(row) for row in _rows(facts)],
@@ -231,6 +231,8 @@ def _pictures(facts: Facts) -> list[Picture]:
     pictures = _drivers(facts)
     if len(names) == 1:
         return pictures
+    if not _gated(facts):
+        return pictures + _alone(facts)
     pictures += [
         Picture(
             "Use of the experts",
@@ -252,7 +254,6 @@ def _pictures(facts: Facts) -> list[Picture]:
         text = "Mean weights in bins of equally many examples."
         return [*pictures, Picture("Weights along the target", text, svg)]
     per_class = weights_per_class(facts.weights, facts.y, len(schema.classes))
-    confusion = expert_confusion(facts.weights, facts.outputs, facts.y)
     return [
         *pictures,
         Picture(
@@ -266,11 +267,30 @@ def _pictures(facts: Facts) -> list[Picture]:
                 label="Weights per class",
             ),
         ),
+        *_alone(facts),
+    ]
+
+
+def _gated(facts: Facts) -> bool:
+    """Returns whether any weight depends on the row."""
+    return len(facts.names) > 1 and bool(np.ptp(facts.weights, axis=0).max() > 1e-5)
+
+
+def _alone(facts: Facts) -> list[Picture]:
+    """Returns what each expert gets right by itself, for classes."""
+    if facts.schema.task == "regression":
+        return []
+    confusion = expert_confusion(facts.weights, facts.outputs, facts.y)
+    return [
         Picture(
             "Experts and classes",
             "Share of the examples of each true class that each expert alone gets right.",
             plots.to_svg(
-                plots.plot_confusion, confusion, names, schema.classes, label="Experts and classes"
+                plots.plot_confusion,
+                confusion,
+                list(facts.names),
+                facts.schema.classes,
+                label="Experts and classes",
             ),
         ),
     ]
