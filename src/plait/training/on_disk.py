@@ -85,7 +85,7 @@ def in_file(structure: Nested) -> bool:
 
 def chunks(arrays: Nested) -> Iterator[slice]:
     """Yields the rows of arrays, some at a time: few enough to be in memory together."""
-    leaves = [leaf for leaf in tree.flatten(arrays) if leaf is not None]
+    leaves = tree.flatten(arrays)
     size = len(leaves[0])
     wide = sum(np.dtype(leaf.dtype).itemsize * int(np.prod(leaf.shape[1:])) for leaf in leaves)
     step = max(1, min(_ROWS, _BYTES // max(wide, 1)))
