@@ -1,7 +1,8 @@
 """Expectation-maximisation for mixtures of experts (Jordan and Jacobs 1994)."""
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import keras
@@ -11,8 +12,7 @@ from numpy.typing import ArrayLike
 
 from plait.errors import message
 from plait.losses import MixtureNLL, families
-from plait.training.em_experts import ExpertsDriver, experts_of
-from plait.training.em_experts import State as ExpertsState
+from plait.training.em_experts import ExpertsDriver, State, experts_of
 from plait.training.em_gates import GateDriver, gate_of
 from plait.training.em_gradient import GradientSteps
 from plait.training.regression import Array
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Counted = tuple[Nested, Array, Array]
 # A gradient M-step that lowers the likelihood is taken back, this many times in a row at most.
 _PATIENCE = 6
+# Runs go together, in the same NumPy calls, as long as `r · n · e` is no larger.
+_AT_ONCE = 2**15
 
 
 class EMResult(NamedTuple):
@@ -156,34 +158,66 @@ def fit_em(
         runs, verbose=0 if verbose == 0 else 1, stateful_metrics=["log_likelihood"], unit_name="run"
     )
     parts = _Parts(experts, gate, gradient, counted)
+    at_once = 1 if gradient is not None else max(1, _AT_ONCE // (len(y) * mixture.num_experts))
     best: _Run | None = None
-    finals: list[float] = []
-    for number in range(runs):
-        if experts.exact or number > 0:
-            parts.start()
-        run = parts.run(tol, max_iterations, held_out)
-        finals.append(run.history["log_likelihood"][-1])
-        if best is None or run.rank > best.rank:
-            best = run
-        bar.update(number + 1, [("log_likelihood", best.history["log_likelihood"][-1])])
+    finals = np.empty(runs)
+    for first in range(0, runs, at_once):
+        numbers = np.arange(first, min(first + at_once, runs))
+        if experts.exact or first > 0:
+            parts.start(len(numbers))
+        for done, run in enumerate(parts.run(numbers, tol, max_iterations, held_out), first + 1):
+            finals[run.number] = run.total
+            if best is None or run.rank > best.rank:
+                best = run
+            bar.update(done, [("log_likelihood", best.total)])
     assert best is not None  # there is at least one run
-    experts.set_state(best.state[0])
-    gate.set_state(best.state[1])
+    parts.set_state(best.state)
     experts.write()
     gate.write()
-    _compile(mixture, family, experts.scales())
-    return _result(mixture, best, finals, parts)
+    _compile(mixture, family, parts.scales())
+    return _result(mixture, best, finals.tolist(), parts)
+
+
+class _State(NamedTuple):
+    """Parameters of experts and gate; where both are exact, each array has a row for each run."""
+
+    experts: State
+    gate: State
+
+    def take(self, runs: Array) -> "_State":
+        """Returns the parameters of some runs."""
+        return self if runs.all() else _State(*([each[runs] for each in part] for part in self))
+
+    def where(self, runs: Array, other: "_State") -> "_State":
+        """Returns the parameters of some runs, and of the others those of another state."""
+        if not runs.any():
+            return other
+
+        def either(first: Array, second: Array) -> Array:
+            return np.where(runs.reshape(-1, *(1 for _ in first.shape[1:])), first, second)
+
+        return _State(*(list(map(either, *parts)) for parts in zip(self, other, strict=True)))
 
 
 class _Run(NamedTuple):
     """One run: where it ended and how it got there."""
 
-    rank: tuple[bool, float]
-    state: tuple[ExpertsState, list[Array]]
+    number: int
+    state: _State
     responsibilities: Array
     history: dict[str, list[float]]
     converged: bool
     dead: list[int]
+
+    @property
+    def total(self) -> float:
+        """The log-likelihood at the end."""
+        return self.history["log_likelihood"][-1]
+
+    @property
+    def rank(self) -> tuple[bool, float, int]:
+        """The best run has the highest: all experts live, likely, early."""
+        return not self.dead, self.total, -self.number
 
 
 class _Parts(NamedTuple):
@@ -194,78 +228,129 @@ class _Parts(NamedTuple):
     gradient: GradientSteps | None
     sample_weight: Array
 
-    def start(self) -> None:
-        """Draws experts and gate anew."""
-        self.gate.restart()
-        self.experts.restart()
+    def start(self, runs: int) -> None:
+        """Draws experts and gate anew, for several runs where no part takes gradient steps."""
+        self.gate.restart(runs)
+        self.experts.restart(runs)
         if self.gradient is not None:
             self.gradient.restart()
 
-    def expect(self) -> tuple[float, Array]:
-        """The E-step: returns the log-likelihood and the responsibilities `(n, e)`."""
+    def state(self) -> _State:
+        """Returns the present parameters."""
+        return _State(self.experts.state(), self.gate.state())
+
+    def set_state(self, state: _State) -> None:
+        """Sets the parameters to what `state` returned, or to some of its runs."""
+        self.experts.set_state(state.experts)
+        self.gate.set_state(state.gate)
+
+    def expect(self) -> tuple[Array, Array]:
+        """The E-step: returns log-likelihoods `(r,)` and responsibilities `(r, e, n)`."""
         joint = self.gate.log_weights() + self.experts.log_densities()
         return _explain(joint, self.sample_weight)
 
     def maximize(self, responsibilities: Array) -> None:
         """The M-step: every driver reads the counts `s_n r_nl`."""
-        counts = self.sample_weight[:, None] * responsibilities
+        counts = self.sample_weight * responsibilities
         if self.gradient is not None:
-            self.gradient.fit(counts)
+            self.gradient.fit(counts[0].T)
         self.gate.fit(counts)
         self.experts.fit(counts)
 
-    def run(self, tol: float, max_iterations: int, validation_data: Counted | None) -> _Run:
-        """Repeats E- and M-step until an iteration gains less than `tol`."""
-        total, responsibilities = self.expect()
-        history = {"log_likelihood": [total]}
-        if validation_data is not None:
-            history["val_log_likelihood"] = [self.validate(validation_data)]
-        converged, misses = False, 0
-        for _ in range(max_iterations):
-            before = self.experts.state(), self.gate.state()
+    def run(
+        self, numbers: Array, tol: float, max_iterations: int, validation_data: Counted | None
+    ) -> Iterator[_Run]:
+        """Repeats E- and M-step in all runs; yields a run once an iteration gains less than `tol`.
+
+        Args:
+            numbers: What each run is called, `(r,)`.
+            tol: As in `fit_em`.
+            max_iterations: As in `fit_em`.
+            validation_data: Whose log-likelihood is noted.
+        """
+        totals, responsibilities = self.expect()
+        histories: list[dict[str, list[float]]] = [{} for _ in numbers]
+        self.note(histories, np.ones(len(numbers), bool), totals, validation_data)
+        misses = 0
+        for left in reversed(range(max_iterations)):
+            before = self.state()
             self.maximize(responsibilities)
             reached, explained = self.expect()
-            if not reached >= total:
-                self.experts.set_state(before[0])
-                self.gate.set_state(before[1])
-                misses += 1
-                if self.gradient is None or misses >= _PATIENCE:
-                    converged = True
-                    break
+            rose = reached >= totals
+            misses = 0 if rose.all() else misses + 1
+            if misses:
+                self.set_state(self.state().where(rose, before))
+                reached = np.where(rose, reached, totals)
+                explained = np.where(rose[:, None, None], explained, responsibilities)
+            if self.gradient is not None and 0 < misses < _PATIENCE:
                 self.gradient.slow_down()
+                converged = np.zeros(1, bool)
+            else:
+                converged = ~rose | (reached - totals < tol)
+            totals, responsibilities = reached, explained
+            self.note(histories, rose, totals, validation_data)
+            ended = converged | (left == 0)
+            if not ended.any():
                 continue
-            misses = 0
-            gain, total, responsibilities = reached - total, reached, explained
-            history["log_likelihood"].append(total)
-            if validation_data is not None:
-                history["val_log_likelihood"].append(self.validate(validation_data))
-            if gain < tol:
-                converged = True
-                break
-        dead = self.dead(responsibilities)
-        state = self.experts.state(), self.gate.state()
-        return _Run((not dead, total), state, responsibilities, history, converged, dead)
+            state = self.state()
+            for run in np.flatnonzero(ended):
+                alone = np.arange(len(numbers)) == run
+                yield _Run(
+                    int(numbers[run]),
+                    state.take(alone),
+                    responsibilities[run],
+                    histories[run],
+                    bool(converged[run]),
+                    self.dead(responsibilities)[run],
+                )
+            if ended.all():
+                return
+            self.set_state(state.take(~ended))
+            numbers, totals, responsibilities = (
+                each[~ended] for each in (numbers, totals, responsibilities)
+            )
+            histories = list(itertools.compress(histories, ~ended))
 
-    def validate(self, data: Counted) -> float:
-        """Returns the log-likelihood of other data."""
+    def note(
+        self,
+        histories: list[dict[str, list[float]]],
+        rose: Array,
+        totals: Array,
+        validation_data: Counted | None,
+    ) -> None:
+        """Adds the present log-likelihoods `(r,)` to the histories of the runs that rose."""
+        noted = {"log_likelihood": totals}
+        if validation_data is not None:
+            noted["val_log_likelihood"] = self.validate(validation_data)
+        for name, values in noted.items():
+            for run in np.flatnonzero(rose):
+                histories[run].setdefault(name, []).append(float(values[run]))
+
+    def validate(self, data: Counted) -> Array:
+        """Returns the log-likelihoods `(r,)` of other data."""
         x, y, sample_weight = data
         return _explain(self.gate.on(x) + self.experts.on(x, y), sample_weight)[0]
 
-    def dead(self, responsibilities: Array) -> list[int]:
-        """Returns the experts that explain next to nothing."""
-        idle = self.sample_weight @ responsibilities < 1.0
+    def scales(self) -> Array | None:
+        """Returns the learned scales `(e,)` of the first run, or `None`."""
+        scales = self.experts.scales()
+        return None if scales is None else scales[0]
+
+    def dead(self, responsibilities: Array) -> list[list[int]]:
+        """Returns for each run the experts that explain next to nothing."""
+        idle = responsibilities @ self.sample_weight < 1.0
         scales = self.experts.scales()
         if scales is not None:
             idle = idle | (scales <= self.experts.smallest_scale() * (1 + 1e-9))
-        return [int(expert) for expert in np.flatnonzero(idle)]
+        return [np.flatnonzero(each).tolist() for each in idle]
 
 
-def _explain(joint: Array, sample_weight: Array) -> tuple[float, Array]:
-    """Returns `Σ_n s_n log Σ_l exp(joint_nl)`, and the responsibilities."""
+def _explain(joint: Array, sample_weight: Array) -> tuple[Array, Array]:
+    """Returns `Σ_n s_n log Σ_l exp(joint_nl)`, `(r,)`, and the responsibilities `(r, e, n)`."""
     top = joint.max(axis=1, keepdims=True)
     powers = np.exp(joint - top)
     sums = powers.sum(axis=1, keepdims=True)
-    return float(sample_weight @ (top + np.log(sums))[:, 0]), powers / sums
+    return (top + np.log(sums))[:, 0] @ sample_weight, powers / sums
 
 
 def _compile(mixture: "Mixture", family: families.Family, scales: Array | None) -> None:
@@ -279,7 +364,7 @@ def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) 
     total, shares = best.history["log_likelihood"][-1], best.responsibilities
     count = parts.experts.num_parameters() + parts.gate.num_parameters()
     bic = -2.0 * total + count * float(np.log(parts.sample_weight.sum()))
-    entropies = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1)
+    entropies = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=0)
     if best.dead:
         warnings.warn(
             f"Experts {best.dead} of {mixture.name!r} explain next to nothing after EM. Leave them "
@@ -296,7 +381,7 @@ def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) 
         num_parameters=count,
         bic=bic,
         icl=bic + 2.0 * float(parts.sample_weight @ entropies),
-        scales=parts.experts.scales(),
+        scales=parts.scales(),
     )
 
 

@@ -1,6 +1,7 @@
 """Drivers of the experts' M-step: in closed form where they are linear, by gradients elsewhere."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
@@ -8,16 +9,24 @@ from keras import ops
 
 from plait.losses.families import Family
 from plait.mixture.inputs import select_each
-from plait.training.linear_families import LinearFamily, LinearGaussian, linear_family
+from plait.training.linear_families import (
+    Fitted,
+    LinearFamily,
+    LinearGaussian,
+    Target,
+    linear_family,
+)
 from plait.training.redraw import input_specs, redrawn, restore, snapshot
-from plait.training.regression import Array, with_intercept
+from plait.training.regression import Array, times, with_intercept
 from plait.typing import Nested
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
 
-# Copies of the experts' parameters, and of the family's.
-State = tuple[list[Array], Array | None]
+# The parameters of a driver.
+State = list[Array]
+# A random start is fitted to its few rows in as many Newton steps at most.
+_FIRST_STEPS = 25
 
 
 def dense_part(layer: keras.layers.Layer) -> keras.layers.Dense | None:
@@ -31,8 +40,17 @@ def dense_part(layer: keras.layers.Layer) -> keras.layers.Dense | None:
     return None
 
 
+class _Group(NamedTuple):
+    """Experts that read one design matrix `(n, d)`: those numbered by the slice."""
+
+    experts: slice
+    design: Array
+
+
 class LinearExperts:
-    """Experts that are one Dense layer with the family's canonical activation.
+    """Experts that are one Dense layer with the family's canonical activation, in many runs.
+
+    Coefficients are `(r, e, u, d)`, for each group of experts that read the same design matrix.
 
     Args:
         mixture: The built mixture.
@@ -61,86 +79,101 @@ class LinearExperts:
         self.sample_weight = sample_weight
         self.generator = generator
         self.biases = [dense.use_bias for dense in denses]
-        self.designs = self._designs(x)
-        self.coefficients = [
-            np.concatenate(
-                [
-                    np.atleast_2d(np.asarray(ops.convert_to_numpy(value), "float64"))
-                    for value in values
-                ]
-            )
-            for values in map(mixture.state.bank.values, range(mixture.num_experts))
+        self.units = denses[0].units
+        self.groups = self._groups(x)
+        self.target = family.target(y, self.units)
+        family.bound(self.target.values, sample_weight)
+
+    def _groups(self, x: Nested) -> list[_Group]:
+        parts = select_each(x, self.mixture.state.selectors)
+        if len(parts) == 1 and len(set(self.biases)) == 1:
+            return [_Group(slice(None), with_intercept(np.asarray(parts[0]), self.biases[0]))]
+        parts = parts * (len(self.biases) // len(parts))
+        return [
+            _Group(slice(expert, expert + 1), with_intercept(np.asarray(part), bias))
+            for expert, (part, bias) in enumerate(zip(parts, self.biases, strict=True))
         ]
-        self.target = family.target(y, self.coefficients[0].shape[1])
-        family.bound(self.target, sample_weight)
 
-    def _designs(self, x: Nested) -> list[Array]:
-        selectors = self.mixture.state.selectors
-        parts = select_each(x, selectors)
-        made = [with_intercept(np.asarray(part), self.biases[0]) for part in parts]
-        return made * len(self.biases) if len(made) == 1 else made
-
-    def _densities(self, designs: list[Array], target: Array) -> Array:
-        return np.stack(
-            [
-                self.family.log_density(design @ coefficients, target, expert)
-                for expert, (design, coefficients) in enumerate(
-                    zip(designs, self.coefficients, strict=True)
-                )
-            ],
-            axis=1,
-        )
+    def _evaluate(self, groups: list[_Group], target: Target) -> list[Fitted]:
+        return [
+            self.family.evaluate(times(coefficients, design.T), target, experts)
+            for (experts, design), coefficients in zip(groups, self.coefficients, strict=True)
+        ]
 
     def log_densities(self) -> Array:
-        """Returns `log p_l(y | x)` of the training data, `(n, e)`."""
-        return self._densities(self.designs, self.target)
+        """Returns `log p_l(y | x)` of the training data, `(r, e, n)`."""
+        return _densities(self.fitted)
 
     def fit(self, counts: Array) -> None:
-        """Fits each expert to convergence; one without any share of the data stays as it is."""
-        for expert, design in enumerate(self.designs):
-            weights = counts[:, expert]
-            if weights.sum() > 1e-8:
-                self.coefficients[expert] = self.family.fit(
-                    design, self.target, weights, self.coefficients[expert], expert
-                )
+        """Raises the likelihood of each expert; one without any share of the data stays as it is.
 
-    def restart(self) -> None:
-        """Fits each expert, from coefficients of zero, to a few rows of its own."""
-        self.coefficients = [np.zeros_like(each) for each in self.coefficients]
-        self.fit(self._few_rows())
+        Args:
+            counts: Array `(r, e, n)`.
+        """
+        self._fit(counts, self.family.steps)
+
+    def _fit(self, counts: Array, steps: Callable[[int, int], int]) -> None:
+        counts = np.where(counts.sum(axis=-1, keepdims=True) > 1e-8, counts, 0.0)
+        found = [
+            self.family.fit(
+                design,
+                self.target,
+                counts[:, experts],
+                coefficients,
+                fitted,
+                experts,
+                steps(design.shape[1], self.units),
+            )
+            for (experts, design), coefficients, fitted in zip(
+                self.groups, self.coefficients, self.fitted, strict=True
+            )
+        ]
+        self.coefficients = [coefficients for coefficients, _ in found]
+        self.fitted = [fitted for _, fitted in found]
+
+    def restart(self, runs: int) -> None:
+        """Fits each expert of each run, from coefficients of zero, to a few rows of its own."""
+        num_experts = len(self.biases)
+        self.family.restart(runs)
+        self.coefficients = [
+            np.zeros((runs, num_experts if len(self.groups) == 1 else 1, self.units, features))
+            for features in (group.design.shape[1] for group in self.groups)
+        ]
+        self.fitted = self._evaluate(self.groups, self.target)
+        counts = np.stack([self._few_rows() for _ in range(runs)])
+        self._fit(counts, lambda features, units: _FIRST_STEPS)
 
     def _few_rows(self) -> Array:
-        """Returns counts `(n, e)` that give each expert its own few rows, and a little of the rest.
+        """Returns counts `(e, n)` that give each expert its own few rows, and a little of the rest.
 
         A row is drawn as often as its weight says, so that weights start where repeated rows do.
         """
-        num_experts, features = len(self.designs), self.designs[0].shape[1]
+        num_experts, features = len(self.biases), self.groups[0].design.shape[1]
         ends = np.cumsum(self.sample_weight)
         size = max(2 * features, int(ends[-1]) // (4 * num_experts))
-        counts = np.repeat(0.05 * self.sample_weight[:, None], num_experts, axis=1)
-        for expert in range(num_experts):
+        counts = np.repeat(0.05 * self.sample_weight[None], num_experts, axis=0)
+        for count in counts:
             drawn = np.searchsorted(ends, self.generator.random(size) * ends[-1], side="right")
-            counts[:, expert] += np.bincount(drawn, minlength=len(ends))
+            count += np.bincount(drawn, minlength=len(ends))
         return counts
 
     def state(self) -> State:
-        """Returns copies of all parameters."""
-        return [each.copy() for each in self.coefficients], self.family.state()
+        """Returns all parameters, runs first."""
+        return [*self.coefficients, *self.family.state()]
 
     def set_state(self, state: State) -> None:
-        """Sets the parameters to what `state` returned."""
-        coefficients, family = state
-        self.coefficients = [each.copy() for each in coefficients]
-        self.family.set_state(family)
+        """Sets the parameters to what `state` returned, or to some of its runs."""
+        self.coefficients = state[: len(self.groups)]
+        self.family.set_state(state[len(self.groups) :])
+        self.fitted = self._evaluate(self.groups, self.target)
 
     def on(self, x: Nested, y: Array) -> Array:
-        """Returns `log p_l(y | x)` of other data, `(n, e)`."""
-        target = self.family.target(y, self.coefficients[0].shape[1])
-        return self._densities(self._designs(x), target)
+        """Returns `log p_l(y | x)` of other data, `(r, e, n)`."""
+        return _densities(self._evaluate(self._groups(x), self.family.target(y, self.units)))
 
     def write(self) -> None:
-        """Sets kernels and biases of the mixture's experts."""
-        single = [each.astype("float32") for each in self.coefficients]
+        """Sets kernels and biases of the mixture's experts to those of the first run."""
+        single = [kernel.T.astype("float32") for each in self.coefficients for kernel in each[0]]
         self.mixture.state.bank.set_all(
             [
                 [each[:-1], each[-1]] if bias else [each]
@@ -149,7 +182,7 @@ class LinearExperts:
         )
 
     def scales(self) -> Array | None:
-        """Returns the learned scales, or `None`."""
+        """Returns the learned scales `(r, e)`, or `None`."""
         family = self.family
         return family.scales if isinstance(family, LinearGaussian) and family.learned else None
 
@@ -158,8 +191,13 @@ class LinearExperts:
         return self.family.smallest if isinstance(self.family, LinearGaussian) else 0.0
 
     def num_parameters(self) -> int:
-        """Returns how many numbers are fitted."""
-        return sum(each.size for each in self.coefficients) + self.family.num_parameters()
+        """Returns how many numbers are fitted in a run."""
+        return sum(each[0].size for each in self.coefficients) + self.family.num_parameters()
+
+
+def _densities(fitted: list[Fitted]) -> Array:
+    single = [each.densities for each in fitted]
+    return single[0] if len(single) == 1 else np.concatenate(single, axis=1)
 
 
 class KerasExperts:
@@ -197,9 +235,7 @@ class KerasExperts:
         form = linear_family(family, mixture.num_experts)
         self.gaussian = form if isinstance(form, LinearGaussian) and form.learned else None
         if self.gaussian is not None:
-            flat = np.asarray(y, "float64").reshape(len(y), -1)
-            self.gaussian.bound(flat, sample_weight)
-        self.first_scales = None if self.gaussian is None else self.gaussian.state()
+            self.gaussian.bound(np.asarray(y, "float64").reshape(len(y), -1).T, sample_weight)
 
     def _outputs(self, x: Nested) -> Array:
         outputs = self.mixture.expert_outputs(x, batch_size=self.batch_size)
@@ -208,13 +244,13 @@ class KerasExperts:
     def _densities(self, outputs: Array, y: Array) -> Array:
         outputs = ops.convert_to_tensor(outputs, dtype="float32")
         if self.gaussian is not None:
-            self.family.log_scale.assign(np.log(self.gaussian.scales))
+            self.family.log_scale.assign(np.log(self.gaussian.scales[0]))
         values = self.family.log_density(self.family.target(y, outputs), outputs)
         found = np.asarray(ops.convert_to_numpy(ops.stop_gradient(values)), "float64")
-        return found.reshape(len(found), found.shape[1], -1).sum(axis=-1).T
+        return found.reshape(1, *found.shape[:2], -1).sum(axis=-1)
 
     def log_densities(self) -> Array:
-        """Returns `log p_l(y | x)` of the training data, `(n, e)`."""
+        """Returns `log p_l(y | x)` of the training data, `(1, e, n)`."""
         return self._densities(self._outputs(self.x), self.y)
 
     def fit(self, counts: Array) -> None:
@@ -222,14 +258,11 @@ class KerasExperts:
         if self.gaussian is None:
             return
         outputs = self._outputs(self.x).astype("float64")
-        target = np.asarray(self.y, "float64").reshape(outputs.shape[1:])
-        flat = target.reshape(len(target), -1)
-        for expert, output in enumerate(outputs):
-            weights = counts[:, expert]
-            if weights.sum() > 1e-8:
-                self.gaussian.fit_scale(output.reshape(flat.shape), flat, weights, expert)
+        squares = (np.asarray(self.y, "float64").reshape(outputs.shape[1:]) - outputs) ** 2
+        means = squares.reshape(1, *outputs.shape[:2], -1).mean(axis=-1)
+        self.gaussian.fit_scales(means, counts)
 
-    def restart(self) -> None:
+    def restart(self, runs: int = 1) -> None:
         """Draws the weights of every expert anew; learned scales start where the family says."""
         state = self.mixture.state
         bank = state.bank
@@ -242,27 +275,27 @@ class KerasExperts:
             ],
         )
         if self.gaussian is not None:
-            self.gaussian.set_state(self.first_scales)
+            self.gaussian.restart(runs)
 
     def state(self) -> State:
-        """Returns copies of all variables and scales."""
-        return snapshot(self.variables), None if self.gaussian is None else self.gaussian.state()
+        """Returns copies of all variables, and the scales."""
+        return snapshot(self.variables) + ([] if self.gaussian is None else self.gaussian.state())
 
     def set_state(self, state: State) -> None:
         """Sets variables and scales to what `state` returned."""
-        restore(self.variables, state[0])
+        restore(self.variables, state[: len(self.variables)])
         if self.gaussian is not None:
-            self.gaussian.set_state(state[1])
+            self.gaussian.set_state(state[len(self.variables) :])
 
     def on(self, x: Nested, y: Array) -> Array:
-        """Returns `log p_l(y | x)` of other data, `(n, e)`."""
+        """Returns `log p_l(y | x)` of other data, `(1, e, n)`."""
         return self._densities(self._outputs(x), y)
 
     def write(self) -> None:
         """Does nothing: the experts' variables are the parameters."""
 
     def scales(self) -> Array | None:
-        """Returns the learned scales, or `None`."""
+        """Returns the learned scales `(1, e)`, or `None`."""
         return None if self.gaussian is None else self.gaussian.scales
 
     def smallest_scale(self) -> float:

@@ -9,9 +9,9 @@ from keras import tree
 from plait.mixture.gates import ConstantGate, LinearGate
 from plait.routers import Softmax
 from plait.training import regression
-from plait.training.em_experts import dense_part
+from plait.training.em_experts import State, dense_part
 from plait.training.redraw import input_specs, redrawn, restore, snapshot
-from plait.training.regression import Array, log_softmax, with_intercept
+from plait.training.regression import Array, times, with_intercept
 from plait.typing import Nested
 
 if TYPE_CHECKING:
@@ -23,69 +23,76 @@ class FixedGate:
 
     exact = True
 
-    def __init__(self, num_rows: int, num_experts: int) -> None:
-        self.scores = np.zeros((1, num_experts))
-        self.num_rows = num_rows
+    def __init__(self, num_experts: int) -> None:
+        self.scores = np.zeros((1, num_experts, 1))
 
     def log_weights(self) -> Array:
-        """Returns log w of the training data, `(n, e)`."""
-        return np.broadcast_to(log_softmax(self.scores), (self.num_rows, self.scores.shape[1]))
+        """Returns log w of the training data, `(r, e, n)`; where runs or rows are alike, one."""
+        return regression.softmax(self.scores)[0]
 
     def on(self, x: Nested) -> Array:
-        """Returns log w of other data, `(n, e)`."""
-        rows = len(tree.flatten(x)[0])
-        return np.broadcast_to(log_softmax(self.scores), (rows, self.scores.shape[1]))
+        """Returns log w of other data, `(r, e, n)`."""
+        del x
+        return self.log_weights()
 
     def fit(self, counts: Array) -> None:
-        """The M-step: does not lower `Σ c_nl log w_nl`, counts `c = s r` of shape `(n, e)`."""
+        """The M-step: does not lower `Σ c_nl log w_nl`, counts `c = s r` of shape `(r, e, n)`."""
 
-    def restart(self) -> None:
+    def restart(self, runs: int) -> None:
         """Does nothing: there are no parameters."""
 
-    def state(self) -> list[Array]:
-        """Returns copies of all parameters."""
-        return [self.scores.copy()]
+    def state(self) -> State:
+        """Returns all parameters, runs first."""
+        return []
 
-    def set_state(self, state: list[Array]) -> None:
-        """Sets the parameters to what `state` returned."""
-        self.scores = state[0].copy()
+    def set_state(self, state: State) -> None:
+        """Sets the parameters to what `state` returned, or to some of its runs."""
 
     def write(self) -> None:
-        """Sets the parameters of the mixture's gate."""
+        """Sets the parameters of the mixture's gate to those of the first run."""
 
     def num_parameters(self) -> int:
-        """Returns how many numbers are fitted."""
+        """Returns how many numbers are fitted in a run."""
         return 0
 
 
 class ConstantWeights(FixedGate):
     """One learned weight per expert: its share of all counts."""
 
-    def __init__(self, gate: ConstantGate, num_rows: int) -> None:
-        super().__init__(num_rows, gate.num_experts)
+    def __init__(self, gate: ConstantGate) -> None:
         self.gate = gate
-        self.scores = np.asarray(gate.scores, "float64")[None]
+        self.scores = np.asarray(gate.scores, "float64")[None, :, None]
 
     def fit(self, counts: Array) -> None:
         """Sets each weight to the expert's share of all counts."""
-        shares = counts.sum(axis=0) / counts.sum()
-        self.scores = np.log(np.maximum(shares, 1e-30))[None]
+        sums = counts.sum(axis=-1, keepdims=True)
+        self.scores = np.log(np.maximum(sums / sums.sum(axis=1, keepdims=True), 1e-30))
 
-    def restart(self) -> None:
+    def restart(self, runs: int) -> None:
         """Makes the weights equal."""
-        self.scores = np.zeros_like(self.scores)
+        self.scores = np.zeros((runs, self.gate.num_experts, 1))
+
+    def state(self) -> State:
+        """Returns the scores."""
+        return [self.scores]
+
+    def set_state(self, state: State) -> None:
+        """Sets the scores."""
+        (self.scores,) = state
 
     def write(self) -> None:
         """Sets the scores of the gate."""
-        self.gate.scores.assign(log_softmax(self.scores)[0].astype("float32"))
+        self.gate.scores.assign(self.log_weights()[0, :, 0].astype("float32"))
 
     def num_parameters(self) -> int:
         """Returns how many numbers are fitted; the weights sum to one."""
-        return self.scores.size - 1
+        return self.gate.num_experts - 1
 
 
 class LinearScores:
     """A linear gate under a softmax: multinomial logistic regression on the responsibilities.
+
+    Coefficients are `(r, e, d)`.
 
     Args:
         mixture: The built mixture.
@@ -100,48 +107,59 @@ class LinearScores:
         self.dense = dense
         self.design = self._design(x)
         values = [np.atleast_2d(np.asarray(value, "float64")) for value in dense.get_weights()]
-        self.coefficients = np.concatenate(values)
+        self.set_state([np.concatenate(values).T[None]])
 
     def _design(self, x: Nested) -> Array:
         part = tree.flatten(self.mixture.gate_part(x))
         flat = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in part]
         return with_intercept(np.concatenate(flat, axis=1), self.dense.use_bias)
 
+    def _evaluate(self, coefficients: Array) -> tuple[Array, Array]:
+        return regression.softmax(times(coefficients, self.design.T))
+
     def log_weights(self) -> Array:
-        """Returns log w of the training data, `(n, e)`."""
-        return log_softmax(self.design @ self.coefficients)
+        """Returns log w of the training data, `(r, e, n)`."""
+        return self.fitted[0]
 
     def on(self, x: Nested) -> Array:
-        """Returns log w of other data, `(n, e)`."""
-        return log_softmax(self._design(x) @ self.coefficients)
+        """Returns log w of other data, `(r, e, n)`."""
+        return regression.softmax(times(self.coefficients, self._design(x).T))[0]
 
     def fit(self, counts: Array) -> None:
-        """Takes a few Newton steps from the present coefficients."""
-        weights = counts.sum(axis=1)
-        self.coefficients = regression.softmax(
-            self.design, counts / weights[:, None], weights, self.coefficients, max_iterations=5
+        """Takes a Newton step from the present coefficients, counts `(r, e, n)`."""
+        sums = counts.sum(axis=1)
+        self.coefficients, self.fitted = regression.climb(
+            self.coefficients,
+            self.fitted,
+            evaluate=self._evaluate,
+            value=lambda fitted: (counts * fitted[0]).sum(axis=(1, 2)),
+            direction=lambda fitted: regression.newton_softmax(
+                self.design, counts - sums[:, None] * fitted[1], fitted[1], sums
+            ),
+            steps=regression.softmax_steps(self.design.shape[1], counts.shape[1]),
         )
 
-    def restart(self) -> None:
+    def restart(self, runs: int) -> None:
         """Sets the coefficients to zero: equal weights."""
-        self.coefficients = np.zeros_like(self.coefficients)
+        self.set_state([np.zeros((runs, *self.coefficients.shape[1:]))])
 
-    def state(self) -> list[Array]:
-        """Returns copies of all parameters."""
-        return [self.coefficients.copy()]
+    def state(self) -> State:
+        """Returns the coefficients."""
+        return [self.coefficients]
 
-    def set_state(self, state: list[Array]) -> None:
-        """Sets the parameters to what `state` returned."""
-        self.coefficients = state[0].copy()
+    def set_state(self, state: State) -> None:
+        """Sets the coefficients."""
+        (self.coefficients,) = state
+        self.fitted = self._evaluate(self.coefficients)
 
     def write(self) -> None:
-        """Sets kernel and bias of the gate."""
-        values = self.coefficients.astype("float32")
+        """Sets kernel and bias of the gate to those of the first run."""
+        values = self.coefficients[0].T.astype("float32")
         self.dense.set_weights([values[:-1], values[-1]] if self.dense.use_bias else [values])
 
     def num_parameters(self) -> int:
         """Returns how many numbers are fitted; one class of a softmax may have scores of zero."""
-        features, classes = self.coefficients.shape
+        _, classes, features = self.coefficients.shape
         return features * (classes - 1)
 
 
@@ -174,30 +192,31 @@ class KerasGate:
         self.router_start = snapshot(self.of_router)
 
     def log_weights(self) -> Array:
-        """Returns log w of the training data, `(n, e)`."""
+        """Returns log w of the training data, `(1, e, n)`."""
         return self.on(self.x)
 
     def on(self, x: Nested) -> Array:
-        """Returns log w of other data, `(n, e)`."""
+        """Returns log w of other data, `(1, e, n)`."""
         weights = np.asarray(self.mixture.gate_weights(x, batch_size=self.batch_size), "float64")
-        return np.log(np.maximum(weights, 1e-30))
+        return np.log(np.maximum(weights.T[None], 1e-30))
 
     def fit(self, counts: Array) -> None:
         """Does nothing: `GradientSteps` trains the gate."""
 
-    def restart(self) -> None:
+    def restart(self, runs: int = 1) -> None:
         """Draws the gate's weights anew, and sets the router back to where it started."""
+        del runs
         gate = self.mixture.gate
         part = self.mixture.gate_part(input_specs(self.mixture.state))
         present = [variable.value for variable in gate.variables]
         restore(gate.variables, redrawn(gate, present, part, self.generator))
         restore(self.of_router, self.router_start)
 
-    def state(self) -> list[Array]:
+    def state(self) -> State:
         """Returns copies of all variables."""
         return snapshot(self.variables)
 
-    def set_state(self, state: list[Array]) -> None:
+    def set_state(self, state: State) -> None:
         """Sets the variables to what `state` returned."""
         restore(self.variables, state)
 
@@ -222,8 +241,8 @@ def gate_of(
     plain = isinstance(router, Softmax) and router.from_logits and router.temperature == 1.0
     if arrays and plain and isinstance(gate, ConstantGate):
         if gate.learned:
-            return ConstantWeights(gate, len(leaves[0]))
-        return FixedGate(len(leaves[0]), mixture.num_experts)
+            return ConstantWeights(gate)
+        return FixedGate(mixture.num_experts)
     dense = gate.dense if isinstance(gate, LinearGate) else dense_part(gate)
     if dense is not None and arrays and len(mixture.weights_shape() or ()) == 2:
         scores = keras.activations.linear if plain else keras.activations.softmax

@@ -1,15 +1,43 @@
-"""Families of linear experts in NumPy float64: log-densities, and M-steps to convergence."""
+"""Families of linear experts in NumPy float64: log-densities, and M-steps, of many runs at once.
+
+Arrays are `(r, e, …, n)`: runs, experts, and rows last; coefficients are `(r, e, u, d)`.
+"""
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from plait.losses import families
 from plait.training import regression
-from plait.training.regression import Array
+from plait.training.regression import Array, times
 from plait.typing import Tensor
+
+
+class Target(NamedTuple):
+    """A target.
+
+    Attributes:
+        values: Array `(u, n)`, float64; one-hot where it is a class.
+        constant: The part `(n,)` of the log-density that no parameter changes.
+    """
+
+    values: Array
+    constant: Array
+
+
+class Fitted(NamedTuple):
+    """What experts say of the training data.
+
+    Attributes:
+        densities: `log p_l(y | x)`, `(r, e, n)`.
+        means: `E_l(y | x)`, `(r, e, u, n)`.
+    """
+
+    densities: Array
+    means: Array
 
 
 class LinearFamily:
@@ -27,31 +55,77 @@ class LinearFamily:
         self.family = family
         self.num_experts = num_experts
 
-    def target(self, y: Array, units: int) -> Array:
-        """Returns the target as `(n, u)` in float64."""
+    def target(self, y: Array, units: int) -> Target:
+        """Returns the target of `units` units."""
         y = np.asarray(y, "float64")
-        return y.reshape(len(y), units)
+        return Target(np.ascontiguousarray(y.reshape(len(y), units).T), np.zeros(len(y)))
 
     def bound(self, target: Array, sample_weight: Array) -> None:
-        """Bounds parameters that have no maximum on this training data; here, none."""
+        """Bounds parameters that have no maximum on this target `(u, n)`; here, none."""
 
-    def log_density(self, eta: Array, target: Array, expert: int) -> Array:
-        """Returns `log p_l(y | x)`, `(n,)`, from the linear predictor `(n, u)`."""
+    def restart(self, runs: int) -> None:
+        """Sets the family's own parameters to their first values."""
+
+    def evaluate(self, eta: Array, target: Target, experts: slice) -> Fitted:
+        """Returns what experts of linear predictors `(r, e, u, n)` say; `experts` numbers them."""
         raise NotImplementedError
 
-    def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Returns the coefficients `(d, u)` that maximise the weighted log-density."""
+    def direction(self, design: Array, target: Target, weights: Array, means: Array) -> Array:
+        """Returns a Newton step of the coefficients, `(r, e, u, d)`, under weights `(r, e, n)`."""
+        residual = weights[..., None, :] * (target.values - means)
+        return regression.newton(design, residual, weights[..., None, :] * self.variance(means))
+
+    def variance(self, means: Array) -> Array:
+        """Returns the variances `(r, e, u, n)` that belong to the means."""
         raise NotImplementedError
 
-    def state(self) -> Array | None:
-        """Returns a copy of the family's own parameters, or `None` where it has none."""
-        return None
+    def steps(self, features: int, units: int) -> int:
+        """Returns how many steps make an M-step: one Newton step raises the likelihood."""
+        del features, units
+        return 1
 
-    def set_state(self, state: Array | None) -> None:
+    def fit(
+        self,
+        design: Array,
+        target: Target,
+        weights: Array,
+        coefficients: Array,
+        fitted: Fitted,
+        experts: slice,
+        steps: int,
+    ) -> tuple[Array, Fitted]:
+        """Takes Newton steps, none of which lowers the weighted log-density.
+
+        Args:
+            design: Array `(n, d)`.
+            target: The target.
+            weights: Array `(r, e, n)`; an expert whose weights are zero stays as it is.
+            coefficients: Array `(r, e, u, d)`.
+            fitted: What `evaluate` says of them.
+            experts: Which experts these are.
+            steps: How many steps at most.
+
+        Returns:
+            The coefficients, and what `evaluate` says of them.
+        """
+        return regression.climb(
+            coefficients,
+            fitted,
+            evaluate=lambda point: self.evaluate(times(point, design.T), target, experts),
+            value=lambda fitted: (weights * fitted.densities).sum(axis=-1),
+            direction=lambda fitted: self.direction(design, target, weights, fitted.means),
+            steps=steps,
+        )
+
+    def state(self) -> list[Array]:
+        """Returns the family's own parameters, runs first."""
+        return []
+
+    def set_state(self, state: list[Array]) -> None:
         """Sets the family's own parameters to what `state` returned."""
 
     def num_parameters(self) -> int:
-        """Returns how many parameters the family adds to the coefficients."""
+        """Returns how many parameters the family adds to the coefficients of a run."""
         return 0
 
 
@@ -64,45 +138,81 @@ class LinearGaussian(LinearFamily):
         super().__init__(family, num_experts)
         self.learned = family.scale == "learned"
         given = family.initial_scale if self.learned else family.scale
-        self.scales = np.broadcast_to(np.asarray(given, "float64"), (num_experts,)).copy()
+        self.first = np.broadcast_to(np.asarray(given, "float64"), (1, num_experts))
+        self.scales = self.first
         self.smallest = 0.0
+
+    def target(self, y: Array, units: int) -> Target:
+        """Returns the target of `units` units."""
+        target = super().target(y, units)
+        return target._replace(constant=target.constant - 0.5 * units * math.log(2 * math.pi))
 
     def bound(self, target: Array, sample_weight: Array) -> None:
         """Bounds the scales from below, which else may vanish, by the spread of the target."""
-        weights = np.broadcast_to(sample_weight[:, None], target.shape)
+        weights = np.broadcast_to(sample_weight, target.shape)
         mean = np.average(target, weights=weights)
         variance = float(np.average((target - mean) ** 2, weights=weights))
         self.smallest = max(1e-3 * math.sqrt(variance), 1e-6)
 
-    def log_density(self, eta: Array, target: Array, expert: int) -> Array:
-        """Returns the Gaussian log-density, summed over the units."""
-        scale = self.scales[expert]
-        z = (target - eta) / scale
-        return (-0.5 * z * z - math.log(scale) - 0.5 * math.log(2 * math.pi)).sum(axis=1)
+    def restart(self, runs: int) -> None:
+        """Sets the scales to their first values."""
+        self.scales = self.first.repeat(runs, axis=0)
 
-    def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Fits coefficients, then the scale."""
-        del start
-        coefficients = regression.least_squares(design, target, weights)
-        self.fit_scale(design @ coefficients, target, weights, expert)
-        return coefficients
+    def evaluate(self, eta: Array, target: Target, experts: slice) -> Fitted:
+        """Returns the Gaussian log-densities, summed over the units, and the means."""
+        squares = ((target.values - eta) ** 2).sum(axis=-2)
+        return Fitted(self._densities(squares, target, experts), eta)
 
-    def fit_scale(self, eta: Array, target: Array, weights: Array, expert: int) -> None:
-        """Sets the scale to the weighted root mean square of the residuals, if it is learned."""
-        if self.learned:
-            squares = ((target - eta) ** 2).mean(axis=1)
-            self.scales[expert] = max(
-                math.sqrt(float(weights @ squares / weights.sum())), self.smallest
-            )
+    def _densities(self, squares: Array, target: Target, experts: slice) -> Array:
+        scales = self.scales[:, experts, None]
+        constant = target.constant - len(target.values) * np.log(scales)
+        return constant - squares * (0.5 / scales**2)
 
-    def state(self) -> Array:
-        """Returns the scales."""
-        return self.scales.copy()
+    def fit(
+        self,
+        design: Array,
+        target: Target,
+        weights: Array,
+        coefficients: Array,
+        fitted: Fitted,
+        experts: slice,
+        steps: int,
+    ) -> tuple[Array, Fitted]:
+        """Fits coefficients, then scales."""
+        del fitted, steps
+        found = regression.least_squares(design, target.values, weights)
+        idle = weights.sum(axis=-1) <= 1e-8
+        if idle.any():
+            found = np.where(idle[..., None, None], coefficients, found)
+        eta = times(found, design.T)
+        squares = ((target.values - eta) ** 2).sum(axis=-2)
+        self.fit_scales(squares / len(target.values), weights, experts)
+        return found, Fitted(self._densities(squares, target, experts), eta)
 
-    def set_state(self, state: Array | None) -> None:
+    def fit_scales(self, squares: Array, weights: Array, experts: slice = slice(None)) -> None:
+        """Sets learned scales to the weighted root mean square of the residuals.
+
+        Args:
+            squares: Squared residuals `(r, e, n)`, averaged over the units.
+            weights: Array `(r, e, n)`; an expert of next to no weight keeps its scale.
+            experts: Which experts these are.
+        """
+        if not self.learned:
+            return
+        totals = weights.sum(axis=-1)
+        variances = (weights * squares).sum(axis=-1) / np.maximum(totals, 1e-8)
+        found = np.maximum(np.sqrt(variances), self.smallest)
+        scales = self.scales.copy()
+        scales[:, experts] = np.where(totals > 1e-8, found, scales[:, experts])
+        self.scales = scales
+
+    def state(self) -> list[Array]:
+        """Returns the scales `(r, e)`."""
+        return [self.scales]
+
+    def set_state(self, state: list[Array]) -> None:
         """Sets the scales."""
-        assert state is not None  # `state` returned the scales
-        self.scales = state.copy()
+        (self.scales,) = state
 
     def num_parameters(self) -> int:
         """One per expert where scales are learned."""
@@ -119,14 +229,22 @@ class LinearPoisson(LinearFamily):
         if family.log_rates:
             self.activations = (keras.activations.linear,)
 
-    def log_density(self, eta: Array, target: Array, expert: int) -> Array:
-        """Returns the Poisson log-probability, summed over the units."""
-        eta = np.clip(eta, -700.0, 700.0)
-        return (target * eta - np.exp(eta) - _log_factorial(target)).sum(axis=1)
+    def target(self, y: Array, units: int) -> Target:
+        """Returns the counts."""
+        values = super().target(y, units).values
+        counts, inverse = np.unique(values, return_inverse=True)
+        factorials = np.array([math.lgamma(count + 1.0) for count in counts])[inverse]
+        return Target(values, -factorials.reshape(values.shape).sum(axis=0))
 
-    def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Takes Newton steps from the present coefficients."""
-        return regression.poisson(design, target, weights, start)
+    def evaluate(self, eta: Array, target: Target, experts: slice) -> Fitted:
+        """Returns the Poisson log-probabilities, summed over the units, and the rates."""
+        eta = np.clip(eta, -500.0, 500.0)
+        rates = np.exp(eta)
+        return Fitted((target.values * eta - rates).sum(axis=-2) + target.constant, rates)
+
+    def variance(self, means: Array) -> Array:
+        """Returns the rates."""
+        return means
 
 
 class LinearBernoulli(LinearFamily):
@@ -139,13 +257,15 @@ class LinearBernoulli(LinearFamily):
         if family.from_logits:
             self.activations = (keras.activations.linear,)
 
-    def log_density(self, eta: Array, target: Array, expert: int) -> Array:
-        """Returns the Bernoulli log-probability, summed over the units."""
-        return (target * eta - np.logaddexp(0.0, eta)).sum(axis=1)
+    def evaluate(self, eta: Array, target: Target, experts: slice) -> Fitted:
+        """Returns the Bernoulli log-probabilities, summed over the units, and the means."""
+        powers = np.exp(-np.abs(eta))
+        terms = target.values * eta - np.maximum(eta, 0.0) - np.log1p(powers)
+        return Fitted(terms.sum(axis=-2), np.where(eta >= 0, 1.0, powers) / (1.0 + powers))
 
-    def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Takes Newton steps from the present coefficients."""
-        return regression.logistic(design, target, weights, start)
+    def variance(self, means: Array) -> Array:
+        """Returns `p (1 − p)`."""
+        return means * (1.0 - means)
 
 
 class LinearCategorical(LinearFamily):
@@ -158,20 +278,26 @@ class LinearCategorical(LinearFamily):
         if family.from_logits:
             self.activations = (keras.activations.linear,)
 
-    def target(self, y: Array, units: int) -> Array:
+    def target(self, y: Array, units: int) -> Target:
         """Returns the target as one-hot."""
         y = np.asarray(y)
-        if y.shape == (len(y), units) and units > 1:
-            return y.astype("float64")
-        return np.eye(units)[y.reshape(-1).astype(int)]
+        if not (y.shape == (len(y), units) and units > 1):
+            y = np.eye(units)[y.reshape(-1).astype(int)]
+        return super().target(y, units)
 
-    def log_density(self, eta: Array, target: Array, expert: int) -> Array:
-        """Returns the log-probability of the class."""
-        return (target * regression.log_softmax(eta)).sum(axis=1)
+    def evaluate(self, eta: Array, target: Target, experts: slice) -> Fitted:
+        """Returns the log-probabilities of the classes, and all probabilities."""
+        logs, means = regression.softmax(eta)
+        return Fitted((target.values * logs).sum(axis=-2), means)
 
-    def fit(self, design: Array, target: Array, weights: Array, start: Array, expert: int) -> Array:
-        """Takes Newton steps from the present coefficients."""
-        return regression.softmax(design, target, weights, start)
+    def direction(self, design: Array, target: Target, weights: Array, means: Array) -> Array:
+        """Returns a step of multinomial logistic regressions."""
+        residual = weights[..., None, :] * (target.values - means)
+        return regression.newton_softmax(design, residual, means, weights)
+
+    def steps(self, features: int, units: int) -> int:
+        """Returns how many steps make an M-step."""
+        return regression.softmax_steps(features, units)
 
 
 _LINEAR: dict[type[families.Family], Callable[..., LinearFamily]] = {
@@ -188,8 +314,3 @@ def linear_family(family: families.Family, num_experts: int) -> LinearFamily | N
         return None
     made = _LINEAR.get(type(family))
     return None if made is None else made(family, num_experts)
-
-
-def _log_factorial(counts: Array) -> Array:
-    values, inverse = np.unique(counts, return_inverse=True)
-    return np.array([math.lgamma(value + 1.0) for value in values])[inverse].reshape(counts.shape)

@@ -1,176 +1,208 @@
-"""Weighted regressions to convergence, in NumPy float64: M-steps of linear experts and gates."""
+"""Weighted regressions in NumPy float64, many at once: M-steps of linear experts and gates.
+
+The leading axes `…` count regressions on one design matrix `(n, d)`, whose weights `(…, n)` differ:
+one for each run of EM and each expert. Rows come last, coefficients are `(…, u, d)`.
+"""
 
 from collections.abc import Callable
-from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 Array = np.ndarray
-# A Newton step that does not raise the likelihood is halved this many times, then given up.
+Fitted = TypeVar("Fitted")
+# A Newton step that lowers the likelihood is halved this many times, then given up.
 _HALVINGS = 30
+# A system whose scaled Cholesky factor has a smaller pivot than this goes to least squares.
+_SMALLEST_PIVOT = 1e-4
 
 
 def with_intercept(x: Array, intercept: bool = True) -> Array:
-    """Returns the design matrix `(n, d + 1)`: the features, then a one."""
-    x = np.asarray(x, "float64").reshape(len(x), -1)
-    return np.concatenate([x, np.ones((len(x), 1))], axis=1) if intercept else x
+    """Returns the design matrix `(n, d + 1)`: the features, then a one, each column in one piece."""
+    columns = np.asarray(x, "float64").reshape(len(x), -1).T
+    ones = np.ones((int(intercept), len(x)))
+    return np.concatenate([columns, ones]).T
+
+
+def times(left: Array, right: Array) -> Array:
+    """Returns the product `(…, k)` of `(…, m)` and a matrix `(m, k)`, in one call."""
+    return (left.reshape(-1, len(right)) @ right).reshape(*left.shape[:-1], right.shape[1])
 
 
 def least_squares(design: Array, target: Array, weights: Array) -> Array:
-    """Returns `argmin_B Σ_n w_n ‖y_n − x_n B‖²`, the smallest where there are many.
+    """Returns `argmin_B Σ_n w_n ‖y_n − B x_n‖²`, the smallest where there are many.
+
+    By the normal equations, or by least squares on the rows where these are ill-conditioned.
 
     Args:
         design: Array `(n, d)`.
-        target: Array `(n, u)`.
-        weights: Array `(n,)`, not negative.
+        target: Array `(u, n)`.
+        weights: Array `(…, n)`, not negative.
 
     Returns:
-        Array `(d, u)`.
+        Array `(…, u, d)`.
 
     Example:
     >>> import numpy as np
     >>> from plait.training.regression import least_squares
-    >>> x, y = np.array([[1.0], [2.0], [9.0]]), np.array([[2.0], [4.0], [0.0]])
+    >>> x, y = np.array([[1.0], [2.0], [9.0]]), np.array([[2.0, 4.0, 0.0]])
     >>> float(least_squares(x, y, np.array([1.0, 1.0, 0.0]))[0, 0].round(6))
     2.0
     """
-    root = np.sqrt(weights)[:, None]
-    return np.linalg.lstsq(design * root, target * root, rcond=None)[0]
+
+    def on_rows(index: tuple[int, ...]) -> Array:
+        root = np.sqrt(weights[index])[:, None]
+        return np.linalg.lstsq(design * root, target.T * root, rcond=None)[0]
+
+    products = times(weights[..., None, :] * design.T, np.concatenate([design, target.T], axis=1))
+    features = design.shape[1]
+    found = _solve(products[..., :features], products[..., features:], on_rows)
+    return np.swapaxes(found, -1, -2)
 
 
-def log_softmax(scores: Array) -> Array:
-    """Returns log softmax over the last axis."""
-    below = scores - scores.max(axis=-1, keepdims=True)
-    return below - np.log(np.exp(below).sum(axis=-1, keepdims=True))
+def softmax(scores: Array) -> tuple[Array, Array]:
+    """Returns the log-softmax over the last axis but one, and the softmax."""
+    below = scores - scores.max(axis=-2, keepdims=True)
+    powers = np.exp(below)
+    sums = powers.sum(axis=-2, keepdims=True)
+    return below - np.log(sums), powers / sums
 
 
-def poisson(design: Array, target: Array, weights: Array, start: Array) -> Array:
-    """Returns the maximiser of `Σ_n w_n (y_n η_n − exp η_n)`, `η = X B`, unit by unit.
+def newton(design: Array, residual: Array, curvature: Array) -> Array:
+    """Returns the Newton direction `(…, u, d)` of regressions whose units are apart.
 
     Args:
         design: Array `(n, d)`.
-        target: Array of counts `(n, u)`.
-        weights: Array `(n,)`, not negative.
-        start: Array `(d, u)`, from which the value never falls.
+        residual: Array `(…, u, n)`: the derivative with respect to the linear predictor, weighted.
+        curvature: Array `(…, u, n)`: minus the second derivative, weighted.
     """
-
-    def value(unit: int, b: Array) -> float:
-        eta = np.minimum(design @ b, 700.0)
-        return float(weights @ (target[:, unit] * eta - np.exp(eta)))
-
-    def step(unit: int, b: Array) -> Array:
-        rate = np.exp(np.clip(design @ b, -50.0, 50.0))
-        gradient = design.T @ (weights * (target[:, unit] - rate))
-        return _solve((design.T * (weights * rate)) @ design, gradient)
-
-    return _by_unit(value, step, start)
+    matrices = times(curvature[..., None, :] * design.T, design)
+    return _newton(matrices, times(residual, design))
 
 
-def logistic(design: Array, target: Array, weights: Array, start: Array) -> Array:
-    """Returns the maximiser of `Σ_n w_n (y_n η_n − log(1 + exp η_n))`, unit by unit.
+def newton_softmax(design: Array, residual: Array, p: Array, weights: Array) -> Array:
+    """Returns the Newton direction `(…, c, d)` of a multinomial logistic regression.
+
+    Where the matrix would be large, it is a step under the fixed bound of Böhning (1992), which
+    needs one small matrix and never overshoots.
 
     Args:
         design: Array `(n, d)`.
-        target: Array of labels in [0, 1], `(n, u)`.
-        weights: Array `(n,)`, not negative.
-        start: Array `(d, u)`, from which the value never falls.
-    """
-
-    def value(unit: int, b: Array) -> float:
-        eta = design @ b
-        return float(weights @ (target[:, unit] * eta - np.logaddexp(0.0, eta)))
-
-    def step(unit: int, b: Array) -> Array:
-        p = 0.5 * (1.0 + np.tanh(0.5 * (design @ b)))
-        gradient = design.T @ (weights * (target[:, unit] - p))
-        return _solve((design.T * (weights * p * (1.0 - p))) @ design, gradient)
-
-    return _by_unit(value, step, start)
-
-
-def softmax(
-    design: Array, target: Array, weights: Array, start: Array, max_iterations: int = 20
-) -> Array:
-    """Returns the maximiser of `Σ_n w_n Σ_c t_nc log p_nc` with `p_n` the softmax of `x_n B`.
-
-    Newton's method, or, where its matrix would be large, steps under the fixed bound of Böhning
-    (1992), which need one small matrix and never overshoot.
-
-    Args:
-        design: Array `(n, d)`.
-        target: Array of shares `(n, c)` that sum to one.
-        weights: Array `(n,)`, not negative.
-        start: Array `(d, c)`, from which the value never falls.
-        max_iterations: Number of steps at most.
-
-    Returns:
-        Array `(d, c)`.
+        residual: Array `(…, c, n)`: `w_n (t_nc − p_nc)`.
+        p: Array `(…, c, n)`, the softmax of the linear predictor.
+        weights: Array `(…, n)`, not negative.
 
     References:
         Böhning (1992), Multinomial logistic regression algorithm.
     """
-    features, classes = start.shape
-    small = features * classes <= 400
-
-    def value(b: Array) -> float:
-        return float(weights @ (target * log_softmax(design @ b)).sum(axis=-1))
-
-    if not small:
-        bound = (design.T * weights) @ design / 2.0
-
-    def step(b: Array) -> Array:
-        p = np.exp(log_softmax(design @ b))
-        gradient = design.T @ (weights[:, None] * (target - p))
-        if not small:
-            # The inverse of (1 − 11ᵀ / c) / 2 is, on differences between classes, twice identity.
-            return _solve(bound, gradient)
-        matrix = np.empty((classes, features, classes, features))
-        for i in range(classes):
-            for j in range(i, classes):
-                share = weights * p[:, i] * ((i == j) - p[:, j])
-                block = (design.T * share) @ design
-                matrix[i, :, j, :] = matrix[j, :, i, :] = block
-        flat = matrix.reshape(classes * features, classes * features)
-        return _solve(flat, gradient.T.ravel()).reshape(classes, features).T
-
-    return _ascend(value, step, start, max_iterations)
-
-
-def _by_unit(
-    value: Callable[[int, Array], float], step: Callable[[int, Array], Array], start: Array
-) -> Array:
-    columns = [
-        _ascend(partial(value, unit), partial(step, unit), start[:, unit])
-        for unit in range(start.shape[1])
-    ]
-    return np.stack(columns, axis=1)
+    gradient = times(residual, design)
+    *batch, classes, features = gradient.shape
+    if classes == 1:
+        return np.zeros_like(gradient)
+    if not _is_small(features, classes):
+        # The inverse of (1 − 11ᵀ / c) / 2 is, on differences between classes, twice identity.
+        bound = times(weights[..., None, :] * design.T, design) / 2.0
+        return _newton(bound[..., None, :, :], gradient)
+    # A softmax sees differences alone: the last class keeps its scores.
+    free = classes - 1
+    rows, columns = np.triu_indices(free)
+    # On the diagonal `1 − p_i` is the sum of the other classes, which does not cancel near one.
+    shares = -weights[..., None, :] * p[..., rows, :] * p[..., columns, :]
+    shares[..., rows == columns, :] = weights[..., None, :] * np.stack(
+        [p[..., i, :] * np.delete(p, i, axis=-2).sum(axis=-2) for i in range(free)], axis=-2
+    )
+    blocks = times(shares[..., None, :] * design.T, design)
+    matrix = np.empty((*batch, free, features, free, features))
+    for pair, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        matrix[..., row, :, column, :] = matrix[..., column, :, row, :] = blocks[..., pair, :, :]
+    size = free * features
+    flat = gradient[..., :free, :].reshape(*batch, size)
+    direction = np.zeros_like(gradient)
+    found = _newton(matrix.reshape(*batch, size, size), flat)
+    direction[..., :free, :] = found.reshape(*batch, free, features)
+    return direction - direction.mean(axis=-2, keepdims=True)
 
 
-def _ascend(
-    value: Callable[[Array], float],
-    step: Callable[[Array], Array],
-    start: Array,
-    max_iterations: int = 50,
-) -> Array:
-    """Takes Newton steps, each halved until the value does not fall."""
-    point, height = start, value(start)
-    for _ in range(max_iterations):
-        direction = step(point)
-        for _ in range(_HALVINGS):
-            higher = value(point + direction)
-            if higher >= height:
+def softmax_steps(features: int, classes: int) -> int:
+    """Returns how many steps of `newton_softmax` make an M-step: more where a bound holds them."""
+    return 1 if _is_small(features, classes) else 5
+
+
+def _is_small(features: int, classes: int) -> bool:
+    return features * classes <= 400
+
+
+def climb(
+    point: Array,
+    fitted: Fitted,
+    *,
+    evaluate: Callable[[Array], Fitted],
+    value: Callable[[Fitted], Array],
+    direction: Callable[[Fitted], Array],
+    steps: int,
+) -> tuple[Array, Fitted]:
+    """Takes Newton steps, each halved where the value would fall.
+
+    Args:
+        point: The coefficients `(…, u, d)`.
+        fitted: What `evaluate` says of them.
+        evaluate: Returns what the others need to know of coefficients.
+        value: Returns what is to rise, `(…)`.
+        direction: Returns the step `(…, u, d)`.
+        steps: How many at most.
+
+    Returns:
+        The coefficients reached, and what `evaluate` says of them.
+    """
+    height = value(fitted)
+    for _ in range(steps):
+        slack = 1e-12 * (1.0 + np.abs(height))  # sums are rounded
+        step = direction(fitted)
+        for halving in range(_HALVINGS + 1):
+            further = evaluate(point + step)
+            reached = value(further)
+            falls = ~(reached >= height - slack)
+            if not falls.any():
                 break
-            direction = direction / 2.0
-        else:
-            return point
-        gain, point, height = higher - height, point + direction, higher
-        if gain <= 1e-12 * (1.0 + abs(height)):
-            return point
-    return point
+            step = np.where(falls[..., None, None], step * (0.5 * (halving < _HALVINGS)), step)
+        point, fitted, gain, height = point + step, further, reached - height, reached
+        if (gain <= slack).all():
+            break
+    return point, fitted
 
 
-def _solve(matrix: Array, gradient: Array) -> Array:
-    """Solves for a Newton step; a small ridge makes a singular matrix regular."""
-    size = len(matrix)
-    ridge = 1e-10 * max(float(np.trace(matrix)) / size, 1e-12)
-    return np.linalg.lstsq(matrix + ridge * np.eye(size), gradient, rcond=None)[0]
+def _newton(matrix: Array, gradient: Array) -> Array:
+    """Solves for Newton steps `(…, d)`; a small ridge makes a singular matrix regular."""
+    size = gradient.shape[-1]
+    matrices = np.broadcast_to(matrix, (*gradient.shape, size))
+
+    def with_ridge(index: tuple[int, ...]) -> Array:
+        ridge = 1e-10 * max(float(np.trace(matrices[index])) / size, 1e-12)
+        regular = matrices[index] + ridge * np.eye(size)
+        return np.linalg.lstsq(regular, gradient[index][:, None], rcond=None)[0]
+
+    return _solve(matrices, gradient[..., None], with_ridge)[..., 0]
+
+
+def _solve(matrix: Array, right: Array, otherwise: Callable[[tuple[int, ...]], Array]) -> Array:
+    """Solves symmetric systems `(…, d, d)`, right-hand sides `(…, d, k)`.
+
+    Args:
+        matrix: Positive, or singular.
+        right: The right-hand sides.
+        otherwise: Returns the solution `(d, k)` of an ill-conditioned system, given its index.
+    """
+    diagonal = np.sqrt(np.maximum(np.diagonal(matrix, axis1=-2, axis2=-1), 1e-300))
+    scaled = matrix / (diagonal[..., :, None] * diagonal[..., None, :])
+    identity = np.eye(matrix.shape[-1])
+    try:
+        # With this ridge a singular matrix has a factor too; its pivots tell how near it is to one.
+        factor = np.linalg.cholesky(scaled + 1e-11 * identity)
+        poor = np.diagonal(factor, axis1=-2, axis2=-1).min(axis=-1) < _SMALLEST_PIVOT
+    except np.linalg.LinAlgError:
+        poor = np.ones(matrix.shape[:-2], bool)
+    regular = np.where(poor[..., None, None], identity, scaled) if poor.any() else scaled
+    found = np.linalg.solve(regular, right / diagonal[..., None]) / diagonal[..., None]
+    for index in zip(*np.nonzero(poor), strict=True):
+        found[index] = otherwise(index)
+    return found
