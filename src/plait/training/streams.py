@@ -154,10 +154,9 @@ def _check_end(x: Any, steps: int | None, caller: str, name: str, argument: str)
 def _batches(x: Any, steps: int | None) -> Iterator[Any]:
     """Yields the batches of one pass, no more of them than are asked for."""
     if isinstance(x, keras.utils.PyDataset):
-        count = x.num_batches
-        count = steps if count is None else count if steps is None else min(steps, count)
+        counts = [count for count in (x.num_batches, steps) if count is not None]
         x.on_epoch_begin()
-        yield from (x[i] for i in range(count))
+        yield from (x[i] for i in range(min(counts)))
         x.on_epoch_end()
         return
     batches = iter(x)
