@@ -18,7 +18,7 @@ _SMALLEST_PIVOT = 1e-4
 
 
 def with_intercept(x: Array, intercept: bool = True) -> Array:
-    """Returns the design matrix `(n, d + 1)`: the features, then a one, each column in one piece."""
+    """Returns the design matrix `(n, d + 1)`: features, then a one, each column in one piece."""
     columns = np.asarray(x, "float64").reshape(len(x), -1).T
     ones = np.ones((int(intercept), len(x)))
     return np.concatenate([columns, ones]).T
