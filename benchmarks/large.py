@@ -122,8 +122,8 @@ def main():
         "",
         f"`KERAS_BACKEND={keras.backend.backend()} python -m benchmarks.large "
         f"--few {arguments.few} --many {arguments.many}`: {FEATURES} features,",
-        f"{EXPERTS} linear experts, a linear gate; three iterations of one run of `fit_em`, one epoch "
-        "of `fit_gate`.",
+        f"{EXPERTS} linear experts, a linear gate; three iterations of one run of `fit_em`, "
+        "one epoch of `fit_gate`.",
         "The largest memory of a process (`ru_maxrss`), Python, Keras and backend included. "
         f"Python {platform.python_version()}, Keras {keras.__version__}, {os.cpu_count()} cores,",
         f"one thread for BLAS, load average {os.getloadavg()[0]:.0f}.",

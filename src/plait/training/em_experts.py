@@ -63,6 +63,8 @@ class LinearExperts:
     """
 
     exact = True
+    coefficients: list[Array]
+    fitted: list[Fitted]
 
     def __init__(
         self,

@@ -101,6 +101,8 @@ class LinearScores:
     """
 
     exact = True
+    coefficients: Array
+    fitted: tuple[Array, Array]
 
     def __init__(self, mixture: "Mixture", dense: keras.layers.Dense, x: Nested) -> None:
         self.mixture = mixture
