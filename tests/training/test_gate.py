@@ -108,8 +108,8 @@ def test_needs_a_compiled_mixture():
 
 def test_needs_arrays():
     mixture = compiled(experts(), None)
-    with pytest.raises(TypeError, match=r"`x` of fit_gate must be an array.*generator"):
-        mixture.fit_gate((row for row in [1]), np.ones((2, 1)))
+    with pytest.raises(TypeError, match=r"`x` of fit_gate must be an array.*Received: float, int"):
+        mixture.fit_gate([[1.0, 2], [3, 4]], np.ones((2, 1)))
 
 
 def embedder(units, activation=None):
@@ -319,7 +319,8 @@ def test_works_with_a_mixture_made_under_a_strategy(rng, inside):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"validation_data": iter([1])}, r"`validation_data`.*Received: a list_iterator"),
+        ({"validation_data": iter([1])}, r"`validation_data`.*Received: a list_iterator without"),
+        ({"validation_data": 1}, r"`validation_data`.*Received: a int"),
         ({"validation_data": (1, 2, 3, 4)}, "Received: a tuple of 4"),
         ({"validation_split": 0.999}, "validation_split=0.999 of 40 rows"),
         ({"callbacks": [keras.callbacks.BackupAndRestore("x")]}, "Received: BackupAndRestore"),

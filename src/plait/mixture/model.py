@@ -324,7 +324,7 @@ class Mixture(OfExperts, PartsModel):
 
         return fit_gate(self, x, y, **kwargs)
 
-    def fit_em(self, x: Any, y: Any, **kwargs: Any) -> "EMResult":
+    def fit_em(self, x: Any, y: Any = None, **kwargs: Any) -> "EMResult":
         """Fits the mixture to its likelihood; see `plait.training.fit_em`."""
         from plait.training.em import fit_em
 

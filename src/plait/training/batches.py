@@ -1,6 +1,6 @@
 """Batches of arrays that may lie in files, in an order that a given generator draws."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -30,16 +30,19 @@ class Batches(keras.utils.PyDataset):
         self.arrays = arrays
         self.batch_size = batch_size
         self.shuffles = shuffles
-        self.order = np.arange(len(tree.flatten(arrays)[0]))
+        self.size = len(tree.flatten(arrays)[0])
+        self.order = None if shuffles is None else _numbers(self.size)
         self.on_epoch_end()
 
     def __len__(self) -> int:
         """Returns the number of batches."""
-        return -(-len(self.order) // self.batch_size)
+        return -(-self.size // self.batch_size)
 
     def __getitem__(self, index: int) -> Nested:
         """Returns one batch."""
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows: Any = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        if self.order is not None:
+            rows = self.order[rows]
 
         def batch(leaf: Tensor) -> np.ndarray:
             part = np.asarray(leaf[rows])
@@ -50,5 +53,10 @@ class Batches(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         """Draws the order of the next epoch."""
-        if self.shuffles is not None:
+        if self.shuffles is not None and self.order is not None:
             self.shuffles.shuffle(self.order)
+
+
+def _numbers(size: int) -> np.ndarray:
+    """Returns the numbers of rows, which stay in memory however large the arrays are: small."""
+    return np.arange(size, dtype="uint32" if size < 2**32 else "int64")

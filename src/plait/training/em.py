@@ -1,28 +1,36 @@
 """Expectation-maximisation for mixtures of experts (Jordan and Jacobs 1994)."""
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import ArrayLike
 
 from plait.errors import message
 from plait.losses import MixtureNLL, families
-from plait.training.em_experts import ExpertsDriver, State, experts_of
-from plait.training.em_gates import GateDriver, gate_of
+from plait.training.em_by_batch import ExpertsByBatch, Explained, GateByBatch, Rows, class_weights
+from plait.training.em_experts import State, experts_of
+from plait.training.em_gates import gate_of
 from plait.training.em_gradient import GradientSteps
+from plait.training.on_disk import in_file
 from plait.training.regression import Array
-from plait.typing import Nested, Tensor
+from plait.training.streams import (
+    Data,
+    as_array,
+    folder_of,
+    is_stream,
+    no_stream_arguments,
+    stored,
+)
+from plait.typing import Nested
 
 if TYPE_CHECKING:
     from plait.mixture import Mixture
 
-# Input, target and weights `(n,)` of the rows that count.
-Counted = tuple[Nested, Array, Array]
 # A gradient M-step that lowers the likelihood is taken back, this many times in a row at most.
 _PATIENCE = 6
 # Runs go together, in the same NumPy calls, as long as `r · n · e` is no larger.
@@ -62,8 +70,8 @@ class EMResult(NamedTuple):
 
 def fit_em(
     mixture: "Mixture",
-    x: Nested,
-    y: Nested,
+    x: Any,
+    y: Nested = None,
     *,
     family: str | families.Family = "gaussian",
     restarts: int | None = None,
@@ -72,8 +80,11 @@ def fit_em(
     epochs: int = 5,
     batch_size: int | None = None,
     learning_rate: float = 0.01,
-    validation_data: Sequence[Tensor] | None = None,
+    validation_data: Any = None,
     sample_weight: ArrayLike | None = None,
+    class_weight: Mapping[int, float] | None = None,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
     seed: int | None = None,
     verbose: int | str = "auto",
 ) -> EMResult:
@@ -89,10 +100,16 @@ def fit_em(
     Afterwards the mixture is compiled with `MixtureNLL(family)` and Adam, its learned scales set,
     so that `responsibilities` and `evaluate` follow the family.
 
+    A dataset or generator is read once, into temporary files. E- and M-step then go over these, and
+    over arrays that are `numpy.memmap`, chunk by chunk: sums over the chunks are all that stays in
+    memory, and the log-likelihoods are those of the same rows in memory.
+
     Args:
         mixture: The mixture; its weights are `(b, e)`.
-        x: Input, as for `fit`, as arrays.
-        y: Target array.
+        x: Input, as for `fit`: arrays, tables of pandas, or what yields batches `(x, y)` or
+            `(x, y, sample_weight)`: `tf.data.Dataset`, `keras.utils.PyDataset`,
+            `torch.utils.data.DataLoader`, a generator.
+        y: Target array; `None` where `x` yields batches.
         family: `"gaussian"`, `"poisson"`, `"bernoulli"`, `"categorical"` or a
             `plait.losses.families.Family`.
         restarts: How many runs; the best is kept. By default 10 from random starts where the
@@ -101,12 +118,18 @@ def fit_em(
         tol: A run stops where an iteration gains less than this log-likelihood.
         max_iterations: A run stops after as many iterations.
         epochs: Epochs of one M-step where it goes by gradients.
-        batch_size: As in `fit`, where a step goes by gradients.
+        batch_size: As in `fit`, where a step goes by gradients; `None` is 32, or where `x` yields
+            batches the size of the first one.
         learning_rate: Of Adam, where a step goes by gradients.
-        validation_data: `None`, `(x, y)` or `(x, y, sample_weight)`, whose log-likelihood is noted.
+        validation_data: `None`; `(x, y)` or `(x, y, sample_weight)`, or what yields such batches,
+            whose log-likelihood is noted.
         sample_weight: `None` or an array `(n,)`, not negative: how many rows each row counts as,
             `s_n`. A row of weight 2 is as good as two rows, in `bic` too; one of weight 0 is left
             out.
+        class_weight: As in `fit`: `sample_weight` by the class of a row. Not with `sample_weight`.
+        steps_per_epoch: How many batches of a dataset or generator are read, once; `None` for all.
+            A generator needs it.
+        validation_steps: As `steps_per_epoch`, of the validation data.
         seed: Seed of the random starts and of the order of rows in gradient steps. It alone decides
             them: Keras' global seed and the seeds of initialisers have no effect.
         verbose: 0 for silence, 1 for a progress bar, `"auto"` for 1.
@@ -117,8 +140,8 @@ def fit_em(
     Raises:
         ValueError: If weights have more axes than `(b, e)`, a number is out of range, sample
             weights are not one number for each row, not negative and not all zero, inputs or
-            targets of linear parts are not finite, or a layer to restart has no config that makes
-            it anew.
+            targets of linear parts are not finite, a generator may never end or its batches do not
+            agree, or a layer to restart has no config that makes it anew.
 
     Example:
     >>> import keras, numpy as np, plait
@@ -133,15 +156,57 @@ def fit_em(
         Jordan, Jacobs (1994), Hierarchical mixtures of experts and the EM algorithm.
         Dempster, Laird, Rubin (1977), Maximum likelihood from incomplete data.
     """
-    _check(mixture, x, restarts, max_iterations)
-    family = families.get(family)
+    _check_numbers(restarts, max_iterations)
+    with contextlib.ExitStack() as files:
+        if is_stream(x):
+            weights = (sample_weight, "Yield sample weights as the third part of a batch")
+            target = (y, "Yield the target beside the input")
+            no_stream_arguments("fit_em", y=target, sample_weight=weights)
+            rows, first = _read(x, steps_per_epoch, files, class_weight)
+            batch_size = batch_size or first
+        else:
+            _check_no_steps(steps_per_epoch)
+            rows = _rows_of(x, y, sample_weight, class_weight)
+        _check(mixture, rows.x)
+        held_out = None
+        if is_stream(validation_data):
+            held_out, _ = _read(validation_data, validation_steps, files, name="validation_data")
+        elif validation_data is not None:
+            held_out = _rows_of(*validation_data)
+        folder = folder_of(files) if in_file(rows[:2]) else None
+        return _fit(
+            mixture, rows, held_out, folder, family=families.get(family), restarts=restarts,
+            tol=tol, max_iterations=max_iterations, epochs=epochs, batch_size=batch_size,
+            learning_rate=learning_rate, seed=seed, verbose=verbose,
+        )  # fmt: skip
+
+
+def _fit(
+    mixture: "Mixture",
+    rows: Rows,
+    held_out: Rows | None,
+    folder: str | None,
+    *,
+    family: families.Family,
+    restarts: int | None,
+    tol: float,
+    max_iterations: int,
+    epochs: int,
+    batch_size: int | None,
+    learning_rate: float,
+    seed: int | None,
+    verbose: int | str,
+) -> EMResult:
+    """As `fit_em`, of rows in memory, or in files, beside which a folder holds what is found."""
     if not family.built:
         family.build((None, mixture.num_experts))
-    x, y, counted = _counted(x, y, sample_weight)
-    held_out = None if validation_data is None else _counted(*validation_data)
+    x, y, counted = rows
+    start = rows if folder is None else rows.first()
     generator = np.random.default_rng(seed)
-    experts = experts_of(mixture, family, x, y, counted, batch_size, generator)
-    gate = gate_of(mixture, x, batch_size, generator)
+    experts = experts_of(
+        mixture, family, start.x, start.y, start.sample_weight, batch_size, generator
+    )
+    gate = gate_of(mixture, start.x, batch_size, generator)
     gradient = None
     if not (experts.exact and gate.exact):
         gradient = GradientSteps(
@@ -160,8 +225,17 @@ def fit_em(
     bar = keras.utils.Progbar(
         runs, verbose=0 if verbose == 0 else 1, stateful_metrics=["log_likelihood"], unit_name="run"
     )
-    parts = _Parts(experts, gate, gradient, counted)
-    at_once = 1 if gradient is not None else max(1, _AT_ONCE // (len(y) * mixture.num_experts))
+    parts: _Parts = _Parts(experts, gate, gradient, counted)
+    if folder is not None:
+        parts = _PartsByBatch(
+            ExpertsByBatch(experts, rows, folder, generator),
+            GateByBatch(gate, rows),
+            gradient,
+            counted,
+        )
+    at_once = max(1, _AT_ONCE // (len(y) * mixture.num_experts))
+    if gradient is not None or folder is not None:
+        at_once = 1
     best: _Run | None = None
     finals = np.empty(runs)
     for first in range(0, runs, at_once):
@@ -207,7 +281,7 @@ class _Run(NamedTuple):
 
     number: int
     state: _State
-    responsibilities: Array
+    responsibilities: Any
     history: dict[str, list[float]]
     converged: bool
     dead: list[int]
@@ -226,10 +300,10 @@ class _Run(NamedTuple):
 class _Parts(NamedTuple):
     """The drivers of one mixture, and how many rows each row counts as, `(n,)`."""
 
-    experts: ExpertsDriver
-    gate: GateDriver
+    experts: Any
+    gate: Any
     gradient: GradientSteps | None
-    sample_weight: Array
+    sample_weight: Any
 
     def start(self, runs: int) -> None:
         """Draws experts and gate anew, for several runs where no part takes gradient steps."""
@@ -247,12 +321,12 @@ class _Parts(NamedTuple):
         self.experts.set_state(state.experts)
         self.gate.set_state(state.gate)
 
-    def expect(self) -> tuple[Array, Array]:
+    def expect(self) -> tuple[Array, Any]:
         """The E-step: returns log-likelihoods `(r,)` and responsibilities `(r, e, n)`."""
         joint = self.gate.log_weights() + self.experts.log_densities()
         return _explain(joint, self.sample_weight)
 
-    def maximize(self, responsibilities: Array) -> None:
+    def maximize(self, responsibilities: Any) -> None:
         """The M-step: every driver reads the counts `s_n r_nl`."""
         counts = self.sample_weight * responsibilities
         if self.gradient is not None:
@@ -261,7 +335,7 @@ class _Parts(NamedTuple):
         self.experts.fit(counts)
 
     def run(
-        self, numbers: Array, tol: float, max_iterations: int, validation_data: Counted | None
+        self, numbers: Array, tol: float, max_iterations: int, validation_data: Rows | None
     ) -> Iterator[_Run]:
         """Repeats E- and M-step in all runs; yields a run once an iteration gains less than `tol`.
 
@@ -284,7 +358,7 @@ class _Parts(NamedTuple):
             if misses:
                 self.set_state(self.state().where(rose, before))
                 reached = np.where(rose, reached, totals)
-                explained = np.where(rose[:, None, None], explained, responsibilities)
+                explained = self.either(rose, explained, responsibilities)
             if self.gradient is not None and 0 < misses < _PATIENCE:
                 self.gradient.slow_down()
                 converged = np.zeros(1, bool)
@@ -319,7 +393,7 @@ class _Parts(NamedTuple):
         histories: list[dict[str, list[float]]],
         rose: Array,
         totals: Array,
-        validation_data: Counted | None,
+        validation_data: Rows | None,
     ) -> None:
         """Adds the present log-likelihoods `(r,)` to the histories of the runs that rose."""
         noted = {"log_likelihood": totals}
@@ -329,23 +403,74 @@ class _Parts(NamedTuple):
             for run in np.flatnonzero(rose):
                 histories[run].setdefault(name, []).append(float(values[run]))
 
-    def validate(self, data: Counted) -> Array:
+    def either(self, rose: Array, explained: Any, before: Any) -> Any:
+        """Returns the responsibilities of runs that rose, and those before of the others."""
+        return np.where(rose[:, None, None], explained, before)
+
+    def validate(self, data: Rows) -> Array:
         """Returns the log-likelihoods `(r,)` of other data."""
-        x, y, sample_weight = data
-        return _explain(self.gate.on(x) + self.experts.on(x, y), sample_weight)[0]
+        parts = (
+            _explain(self.gate.on(x) + self.experts.on(x, y), weights)[0]
+            for _, x, y, weights in data.chunks()
+        )
+        return sum(parts, np.zeros(1))
 
     def scales(self) -> Array | None:
         """Returns the learned scales `(e,)` of the first run, or `None`."""
         scales = self.experts.scales()
         return None if scales is None else scales[0]
 
-    def dead(self, responsibilities: Array) -> list[list[int]]:
+    def mass(self, responsibilities: Any) -> Array:
+        """Returns the share of each expert in all rows, `(r, e)`."""
+        return responsibilities @ self.sample_weight
+
+    def entropy(self, shares: Any) -> float:
+        """Returns the entropy of the responsibilities `(e, n)` of one run."""
+        entropies = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=0)
+        return float(self.sample_weight @ entropies)
+
+    def weight(self) -> float:
+        """Returns how many rows all rows count as."""
+        return float(self.sample_weight.sum())
+
+    def dead(self, responsibilities: Any) -> list[list[int]]:
         """Returns for each run the experts that explain next to nothing."""
-        idle = responsibilities @ self.sample_weight < 1.0
+        idle = self.mass(responsibilities) < 1.0
         scales = self.experts.scales()
         if scales is not None:
             idle = idle | (scales <= self.experts.smallest_scale() * (1 + 1e-9))
         return [np.flatnonzero(each).tolist() for each in idle]
+
+
+class _PartsByBatch(_Parts):
+    """As `_Parts`, of one run on rows in files."""
+
+    def expect(self) -> tuple[Array, Explained]:
+        """The E-step: returns the log-likelihood `(1,)`, and what explains the rows."""
+        return self.experts.explain(self.gate, _explain)
+
+    def maximize(self, responsibilities: Explained) -> None:
+        """The M-step."""
+        if self.gradient is not None:
+            self.gradient.train(responsibilities.per_row(self.experts.folder))
+        self.gate.fit(responsibilities)
+        self.experts.fit(responsibilities.counts)
+
+    def either(self, rose: Array, explained: Explained, before: Explained) -> Explained:
+        """Returns what explains the rows at present."""
+        return explained if rose.all() else before
+
+    def mass(self, responsibilities: Explained) -> Array:
+        """Returns the share of each expert in all rows, `(1, e)`."""
+        return responsibilities.mass[None]
+
+    def entropy(self, shares: Explained) -> float:
+        """Returns the entropy of the responsibilities."""
+        return shares.entropy
+
+    def weight(self) -> float:
+        """Returns how many rows all rows count as."""
+        return self.experts.data.total()
 
 
 def _explain(joint: Array, sample_weight: Array) -> tuple[Array, Array]:
@@ -364,16 +489,15 @@ def _compile(mixture: "Mixture", family: families.Family, scales: Array | None) 
 
 
 def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) -> EMResult:
-    total, shares = best.history["log_likelihood"][-1], best.responsibilities
+    total = best.history["log_likelihood"][-1]
     count = parts.experts.num_parameters() + parts.gate.num_parameters()
-    bic = -2.0 * total + count * float(np.log(parts.sample_weight.sum()))
-    entropies = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=0)
+    bic = -2.0 * total + count * float(np.log(parts.weight()))
     if best.dead:
         warnings.warn(
             f"Experts {best.dead} of {mixture.name!r} explain next to nothing after EM. Leave them "
             "out with plait.training.prune, or use fewer experts (see "
             "plait.training.choose_num_experts) or more restarts.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return EMResult(
         log_likelihood=total,
@@ -383,20 +507,73 @@ def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) 
         dead=best.dead,
         num_parameters=count,
         bic=bic,
-        icl=bic + 2.0 * float(parts.sample_weight @ entropies),
+        icl=bic + 2.0 * parts.entropy(best.responsibilities),
         scales=parts.scales(),
     )
 
 
-def _counted(x: Nested, y: Nested, sample_weight: ArrayLike | None = None) -> Counted:
-    """Returns the rows that count: inputs, target and weights `(n,)`, positive.
+def _read(
+    x: Any,
+    steps: int | None,
+    files: contextlib.ExitStack,
+    class_weight: Mapping[int, float] | None = None,
+    name: str = "x",
+) -> tuple[Rows, int]:
+    """Returns the rows of a dataset or generator that count, in files, and its batch size."""
+
+    def keep(batch: Data) -> Data:
+        return Data(*_counted(*batch, class_weight))
+
+    found = stored(x, steps, files, "fit_em", name, keep)
+    return Rows(*found.data), found.batch_size
+
+
+def _rows_of(
+    x: Nested,
+    y: Nested,
+    sample_weight: ArrayLike | None = None,
+    class_weight: Mapping[int, float] | None = None,
+) -> Rows:
+    """Returns the rows of arrays that count; those in files stay there, whatever they weigh."""
+    x, y = (keras.tree.map_structure(as_array, part) for part in (x, y))
+    in_files = in_file((x, y))
+    rows = _counted(x, y, sample_weight, class_weight, leave_out=not in_files)
+    if not rows.sample_weight.any():
+        raise ValueError(
+            message(
+                "`sample_weight` of fit_em must be finite, not negative and not all zero",
+                "zeros alone",
+                "Use the number of rows that each row counts as, 0 to leave it out",
+            )
+        )
+    return rows._replace(x=x, y=y) if in_files else rows
+
+
+def _counted(
+    x: Nested,
+    y: Nested,
+    sample_weight: ArrayLike | None = None,
+    class_weight: Mapping[int, float] | None = None,
+    leave_out: bool = True,
+) -> Rows:
+    """Returns rows with their weights `(n,)`, without those that weigh nothing.
 
     Raises:
-        ValueError: If the weights are not one number for each row, not negative and not all zero.
+        ValueError: If the weights are not one number for each row, finite and not negative.
     """
     y = np.asarray(y)
+    if class_weight is not None:
+        if sample_weight is not None:
+            raise ValueError(
+                message(
+                    "fit_em takes `class_weight` or `sample_weight`",
+                    "both",
+                    "Multiply the sample weights by those of the classes",
+                )
+            )
+        sample_weight = class_weights(y, class_weight)
     if sample_weight is None:
-        return x, y, np.ones(len(y))
+        return Rows(x, y, np.ones(len(y)))
     weights = np.asarray(sample_weight, "float64")
     if weights.shape != (len(y),):
         raise ValueError(
@@ -407,23 +584,34 @@ def _counted(x: Nested, y: Nested, sample_weight: ArrayLike | None = None) -> Co
             )
         )
     wrong = ~(np.isfinite(weights) & (weights >= 0))
-    if wrong.any() or not weights.any():
+    if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(
             message(
                 "`sample_weight` of fit_em must be finite, not negative and not all zero",
-                f"{weights[row]} for row {row}" if wrong.any() else "zeros alone",
+                f"{weights[row]} for row {row}",
                 "Use the number of rows that each row counts as, 0 to leave it out",
             )
         )
-    if weights.all():
-        return x, y, weights
+    if weights.all() or not leave_out:
+        return Rows(x, y, weights)
     kept = weights > 0
-    x = keras.tree.map_structure(lambda leaf: ops.convert_to_numpy(leaf)[kept], x)
-    return x, y[kept], weights[kept]
+    return Rows(keras.tree.map_structure(lambda leaf: leaf[kept], x), y[kept], weights[kept])
 
 
-def _check(mixture: "Mixture", x: Nested, restarts: int | None, max_iterations: int) -> None:
+def _check_no_steps(steps_per_epoch: int | None) -> None:
+    if steps_per_epoch is not None:
+        raise ValueError(
+            message(
+                "`steps_per_epoch` of fit_em says how many batches of a dataset are read; EM goes "
+                "over all rows of arrays",
+                f"steps_per_epoch={steps_per_epoch!r} for arrays",
+                "Leave it out, or pass a part of the rows",
+            )
+        )
+
+
+def _check_numbers(restarts: int | None, max_iterations: int) -> None:
     for name, value in (("restarts", restarts), ("max_iterations", max_iterations)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(
@@ -433,6 +621,9 @@ def _check(mixture: "Mixture", x: Nested, restarts: int | None, max_iterations: 
                     f"Use {name}=1 or more",
                 )
             )
+
+
+def _check(mixture: "Mixture", x: Nested) -> None:
     if not mixture.built:
         mixture(keras.tree.map_structure(lambda leaf: leaf[:1], x))
     if len(mixture.weights_shape() or ()) != 2:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The parameters of a driver.
 State = list[Array]
 # A random start is fitted to its few rows in as many Newton steps at most.
-_FIRST_STEPS = 25
+FIRST_STEPS = 25
 
 
 def dense_part(layer: keras.layers.Layer) -> keras.layers.Dense | None:
@@ -63,6 +63,8 @@ class LinearExperts:
     """
 
     exact = True
+    coefficients: list[Array]
+    fitted: list[Fitted]
 
     def __init__(
         self,
@@ -80,13 +82,14 @@ class LinearExperts:
         self.generator = generator
         self.biases = [dense.use_bias for dense in denses]
         self.units = denses[0].units
-        self.coefficients: list[Array] = []
-        self.fitted: list[Fitted] = []
-        self.groups = self._groups(x)
+        self.coefficients = []
+        self.fitted = []
+        self.groups = self.groups_of(x)
         self.target = family.target(y, self.units)
         family.bound(self.target.values, sample_weight)
 
-    def _groups(self, x: Nested) -> list[_Group]:
+    def groups_of(self, x: Nested) -> list[_Group]:
+        """Returns the design matrices of some rows, and which experts read each."""
         parts = select_each(x, self.mixture.state.selectors)
         if len(parts) == 1 and len(set(self.biases)) == 1:
             return [_Group(slice(None), with_intercept(np.asarray(parts[0]), self.biases[0]))]
@@ -143,7 +146,7 @@ class LinearExperts:
         ]
         self.fitted = self._evaluate(self.groups, self.target)
         counts = np.stack([self._few_rows() for _ in range(runs)])
-        self._fit(counts, lambda features, units: _FIRST_STEPS)
+        self._fit(counts, lambda features, units: FIRST_STEPS)
 
     def _few_rows(self) -> Array:
         """Returns counts `(e, n)` that give each expert its own few rows, and a little of the rest.
@@ -171,7 +174,7 @@ class LinearExperts:
 
     def on(self, x: Nested, y: Array) -> Array:
         """Returns `log p_l(y | x)` of other data, `(r, e, n)`."""
-        return _densities(self._evaluate(self._groups(x), self.family.target(y, self.units)))
+        return _densities(self._evaluate(self.groups_of(x), self.family.target(y, self.units)))
 
     def write(self) -> None:
         """Sets kernels and biases of the mixture's experts to those of the first run."""
@@ -239,7 +242,8 @@ class KerasExperts:
         if self.gaussian is not None:
             self.gaussian.bound(np.asarray(y, "float64").reshape(len(y), -1).T, sample_weight)
 
-    def _outputs(self, x: Nested) -> Array:
+    def outputs_of(self, x: Nested) -> Array:
+        """Returns the experts' outputs of some rows, `(e, n, …)`."""
         outputs = self.mixture.expert_outputs(x, batch_size=self.batch_size)
         return np.moveaxis(np.asarray(outputs), 1, 0)
 
@@ -253,13 +257,13 @@ class KerasExperts:
 
     def log_densities(self) -> Array:
         """Returns `log p_l(y | x)` of the training data, `(1, e, n)`."""
-        return self._densities(self._outputs(self.x), self.y)
+        return self._densities(self.outputs_of(self.x), self.y)
 
     def fit(self, counts: Array) -> None:
         """Fits the scales alone, in closed form; the experts themselves take gradient steps."""
         if self.gaussian is None:
             return
-        outputs = self._outputs(self.x).astype("float64")
+        outputs = self.outputs_of(self.x).astype("float64")
         squares = (np.asarray(self.y, "float64").reshape(outputs.shape[1:]) - outputs) ** 2
         means = squares.reshape(1, *outputs.shape[:2], -1).mean(axis=-1)
         self.gaussian.fit_scales(means, counts)
@@ -291,7 +295,7 @@ class KerasExperts:
 
     def on(self, x: Nested, y: Array) -> Array:
         """Returns `log p_l(y | x)` of other data, `(1, e, n)`."""
-        return self._densities(self._outputs(x), y)
+        return self._densities(self.outputs_of(x), y)
 
     def write(self) -> None:
         """Does nothing: the experts' variables are the parameters."""

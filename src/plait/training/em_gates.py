@@ -101,16 +101,19 @@ class LinearScores:
     """
 
     exact = True
+    coefficients: Array
+    fitted: tuple[Array, Array]
 
     def __init__(self, mixture: "Mixture", dense: keras.layers.Dense, x: Nested) -> None:
         self.mixture = mixture
         self.dense = dense
-        self.design = self._design(x)
+        self.design = self.design_of(x)
         values = [np.atleast_2d(np.asarray(value, "float64")) for value in dense.get_weights()]
         self.coefficients: Array = np.concatenate(values).T[None]
         self.fitted = self._evaluate(self.coefficients)
 
-    def _design(self, x: Nested) -> Array:
+    def design_of(self, x: Nested) -> Array:
+        """Returns the design matrix of some rows."""
         part = tree.flatten(self.mixture.gate_part(x))
         flat = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in part]
         return with_intercept(np.concatenate(flat, axis=1), self.dense.use_bias)
@@ -124,7 +127,7 @@ class LinearScores:
 
     def on(self, x: Nested) -> Array:
         """Returns log w of other data, `(r, e, n)`."""
-        return regression.softmax(times(self.coefficients, self._design(x).T))[0]
+        return regression.softmax(times(self.coefficients, self.design_of(x).T))[0]
 
     def fit(self, counts: Array) -> None:
         """Takes a Newton step from the present coefficients, counts `(r, e, n)`."""

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
 from plait.losses import MixtureNLL, MixtureObjective
 from plait.losses.families import Family
 from plait.ops.likelihood import safe_log
 from plait.training.batches import Batches
+from plait.training.on_disk import OnDisk
 from plait.training.regression import Array
 from plait.typing import Nested, Tensor
 
@@ -56,8 +57,8 @@ class GradientSteps:
     Args:
         mixture: The built mixture, which is compiled anew.
         family: The family of the experts, built.
-        x: Input as for `fit`.
-        y: Target.
+        x: Input, as arrays that may lie in files.
+        y: Target, which may too.
         generator: Draws the order of the rows.
         experts: Whether the experts take gradient steps.
         gate: Whether the gate does.
@@ -71,7 +72,7 @@ class GradientSteps:
         mixture: "Mixture",
         family: Family,
         x: Nested,
-        y: Array,
+        y: Array | OnDisk,
         generator: np.random.Generator,
         *,
         experts: bool,
@@ -81,8 +82,8 @@ class GradientSteps:
         learning_rate: float,
     ) -> None:
         self.mixture = mixture
-        self.x = tree.map_structure(ops.convert_to_numpy, x)
-        self.y = np.asarray(y, "float32")
+        self.x = x
+        self.y = y if isinstance(y, OnDisk) else np.asarray(y, "float32")
         self.generator = generator
         self.epochs, self.batch_size = epochs, batch_size or 32
         self.learning_rate = learning_rate
@@ -96,7 +97,10 @@ class GradientSteps:
     def fit(self, counts: Array) -> None:
         """Trains for some epochs on the expected log-likelihood, counts `(n, e)`."""
         # Keras divides by the number of rows; regularisers ask for that of the counts.
-        counts = (counts * (len(counts) / counts.sum())).astype("float32")
+        self.train((counts * (len(counts) / counts.sum())).astype("float32"))
+
+    def train(self, counts: Array | OnDisk) -> None:
+        """As `fit`, on counts of one a row on average."""
         arrays = (self.x, {"y": self.y, "counts": counts})
         batches = Batches(arrays, self.batch_size, self.generator)
         self.mixture.fit(batches, epochs=self.epochs, shuffle=False, verbose=0)

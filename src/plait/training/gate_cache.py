@@ -1,11 +1,12 @@
-"""The data of `fit_gate`: arrays, split for validation, with the experts' outputs beside them."""
+"""The data of `fit_gate`: arrays, split for validation, with the experts' outputs beside them.
+
+The arrays may lie in files: those of a dataset or generator do, and so may the experts' outputs.
+"""
 
 import contextlib
 import math
 import os
-import tempfile
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,23 +15,15 @@ from keras import ops, tree
 from plait.errors import message
 from plait.mixture import Mixture
 from plait.ops.shapes import agree
-from plait.typing import Mask, Nested, Tensor
+from plait.training.on_disk import OnDisk, chunks, in_file
+from plait.training.streams import Data, as_array, folder_of, is_stream, stored
+from plait.typing import Mask, Nested
 
-# Rows of data that the experts read at a time while the cache is filled.
-_CHUNK = 8192
 _PROBE = "outputs and masks"
 
 
 # `"x"`, `"outputs"` and, where an output has a mask, `"masks"`.
 Batch = dict[str, Any]
-
-
-class Data(NamedTuple):
-    """Arrays of `n` rows: input, target and sample weights, or `None`."""
-
-    x: Nested
-    y: Nested
-    sample_weight: Nested
 
 
 def as_data(x: Nested, y: Nested, sample_weight: Nested = None) -> Data:
@@ -69,19 +62,33 @@ def split(data: Data, share: float) -> tuple[Data, Data | None]:
     return part(slice(0, cut)), part(slice(cut, None))
 
 
-def validation(given: Sequence[Nested], name: str = "validation_data") -> Data:
-    """Returns validation data from `(x, y)` or `(x, y, sample_weight)`.
+def validation(
+    given: Any,
+    files: contextlib.ExitStack,
+    name: str = "validation_data",
+    steps: int | None = None,
+) -> Data:
+    """Returns validation data from `(x, y)`, `(x, y, sample_weight)` or a stream of such batches.
+
+    Args:
+        given: The data.
+        files: Removes the files of a stream when it is closed.
+        name: The argument's name, for error texts.
+        steps: How many batches of a stream are read.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is none of these.
     """
+    if is_stream(given):
+        return stored(given, steps, files, "fit_gate", name).data
     if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
         kind = type(given).__name__
         raise ValueError(
             message(
-                f"`{name}` of fit_gate must be (x, y) or (x, y, sample_weight)",
+                f"`{name}` of fit_gate must be (x, y), (x, y, sample_weight), or a dataset or "
+                "generator of such batches",
                 f"a {kind} of {len(given)}" if isinstance(given, (tuple, list)) else f"a {kind}",
-                "Load the data into arrays",
+                "Pass a tuple of arrays",
             )
         )
     return as_data(*given)
@@ -90,25 +97,19 @@ def validation(given: Sequence[Nested], name: str = "validation_data") -> Data:
 def _arrays(structure: Nested, name: str) -> Nested:
     if structure is None and name == "sample_weight":
         return None
-    leaves = [_of_pandas(leaf) for leaf in tree.flatten(structure)]
+    leaves = [
+        as_array(leaf) if hasattr(leaf, "to_numpy") else leaf for leaf in tree.flatten(structure)
+    ]
     if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         raise TypeError(
             message(
-                f"`{name}` of fit_gate must be an array or a structure of arrays, since the "
-                "experts' outputs for it are cached",
+                f"`{name}` of fit_gate must be an array or a structure of arrays"
+                + (", or yield batches of input and target" if name == "x" else ""),
                 ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or repr(structure),
-                "Load the data into arrays, or freeze the experts and call fit",
+                "Turn it into arrays of NumPy",
             )
         )
     return tree.pack_sequence_as(structure, leaves)
-
-
-def _of_pandas(leaf: Tensor) -> Tensor:
-    """Returns a table as an array `(n, columns)`, a column as `(n, 1)`, anything else as it is."""
-    if not hasattr(leaf, "to_numpy"):
-        return leaf
-    array = leaf.to_numpy()
-    return array[:, None] if array.ndim == 1 else array
 
 
 class _Outputs(keras.Model):
@@ -134,7 +135,8 @@ def cached(mixture: Mixture, data: Data, limit: int, files: contextlib.ExitStack
     Args:
         mixture: A built mixture.
         data: Arrays.
-        limit: Bytes of outputs from which they are kept in a temporary file.
+        limit: Bytes of outputs from which they are kept in a temporary file. Where the data lie in
+            files, so do the outputs.
         files: Removes the file when it is closed.
     """
     size = len(tree.flatten(data.x)[0])
@@ -142,15 +144,15 @@ def cached(mixture: Mixture, data: Data, limit: int, files: contextlib.ExitStack
     if _PROBE not in probes:
         probes[_PROBE] = _Outputs(mixture)
     caches: dict[str, Nested] = {}
-    for start in range(0, size, _CHUNK):
-        part = tree.map_structure(lambda leaf, s=start: leaf[s : s + _CHUNK], data.x)
+    for rows in chunks(data.x):
+        part = tree.map_structure(lambda leaf, rows=rows: leaf[rows], data.x)
         found = probes[_PROBE].predict(part, batch_size=256, verbose=0)
         if not caches:
             needed = sum(leaf.nbytes // len(leaf) * size for leaf in tree.flatten(found))
-            folder = files.enter_context(tempfile.TemporaryDirectory()) if needed > limit else None
-            caches = _empty_like(found, size, folder)
+            apart = in_file(data.x) or needed > limit
+            caches = _empty_like(found, size, folder_of(files) if apart else None)
         for cache, leaf in zip(tree.flatten(caches), tree.flatten(found), strict=True):
-            cache[start : start + len(leaf)] = leaf
+            cache[rows] = leaf
     return data._replace(x={"x": data.x, **caches})
 
 
@@ -193,15 +195,11 @@ def masks_of_outputs(inputs: Batch) -> list[Mask]:
 def _empty_like(outputs: dict[str, Nested], size: int, folder: str | None) -> dict[str, Nested]:
     """Returns arrays for `size` rows like the given ones, in memory or as files of a folder."""
 
-    def empty(name: int, leaf: np.ndarray) -> np.ndarray:
+    def empty(leaf: np.ndarray) -> np.ndarray | OnDisk:
         shape = (size, *leaf.shape[1:])
-        if folder is None:
-            return np.empty(shape, leaf.dtype)
-        path = os.path.join(folder, f"{name}.npy")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=leaf.dtype, shape=shape)
+        return np.empty(shape, leaf.dtype) if folder is None else OnDisk(folder, leaf.dtype, shape)
 
-    arrays = [empty(name, leaf) for name, leaf in enumerate(tree.flatten(outputs))]
-    return tree.pack_sequence_as(outputs, arrays)
+    return tree.map_structure(empty, outputs)
 
 
 def free_memory() -> int:

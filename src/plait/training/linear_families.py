@@ -72,8 +72,20 @@ class LinearFamily:
 
     def direction(self, design: Array, target: Target, weights: Array, means: Array) -> Array:
         """Returns a Newton step of the coefficients, `(r, e, u, d)`, under weights `(r, e, n)`."""
+        return self.step(*self.sums(design, target, weights, means))
+
+    def sums(
+        self, design: Array, target: Target, weights: Array, means: Array
+    ) -> tuple[Array, Array]:
+        """Returns the sums over rows that `step` reads: gradient and matrix."""
         residual = weights[..., None, :] * (target.values - means)
-        return regression.newton(design, residual, weights[..., None, :] * self.variance(means))
+        return regression.newton_sums(
+            design, residual, weights[..., None, :] * self.variance(means)
+        )
+
+    def step(self, gradient: Array, matrix: Array) -> Array:
+        """Returns the Newton step that follows from the sums."""
+        return regression.newton_step(gradient, matrix)
 
     def variance(self, means: Array) -> Array:
         """Returns the variances `(r, e, u, n)` that belong to the means."""
@@ -151,7 +163,10 @@ class LinearGaussian(LinearFamily):
         """Bounds the scales from below, which else may vanish, by the spread of the target."""
         weights = np.broadcast_to(sample_weight, target.shape)
         mean = np.average(target, weights=weights)
-        variance = float(np.average((target - mean) ** 2, weights=weights))
+        self.bound_by(float(np.average((target - mean) ** 2, weights=weights)))
+
+    def bound_by(self, variance: float) -> None:
+        """Bounds the scales by the variance of the target."""
         self.smallest = max(1e-3 * math.sqrt(variance), 1e-6)
 
     def restart(self, runs: int) -> None:
@@ -290,10 +305,16 @@ class LinearCategorical(LinearFamily):
         logs, means = regression.softmax(eta)
         return Fitted((target.values * logs).sum(axis=-2), means)
 
-    def direction(self, design: Array, target: Target, weights: Array, means: Array) -> Array:
-        """Returns a step of multinomial logistic regressions."""
+    def sums(
+        self, design: Array, target: Target, weights: Array, means: Array
+    ) -> tuple[Array, Array]:
+        """Returns the sums over rows of multinomial logistic regressions."""
         residual = weights[..., None, :] * (target.values - means)
-        return regression.newton_softmax(design, residual, means, weights)
+        return regression.softmax_sums(design, residual, means, weights)
+
+    def step(self, gradient: Array, matrix: Array) -> Array:
+        """Returns a step of multinomial logistic regressions."""
+        return regression.softmax_step(gradient, matrix)
 
     def steps(self, features: int, units: int) -> int:
         """Returns how many steps make an M-step."""

@@ -98,8 +98,17 @@ def newton(design: Array, residual: Array, curvature: Array) -> Array:
         residual: Array `(…, u, n)`: the derivative with respect to the linear predictor, weighted.
         curvature: Array `(…, u, n)`: minus the second derivative, weighted.
     """
-    matrices = times(curvature[..., None, :] * design.T, design)
-    return _newton(matrices, times(residual, design))
+    return newton_step(*newton_sums(design, residual, curvature))
+
+
+def newton_sums(design: Array, residual: Array, curvature: Array) -> tuple[Array, Array]:
+    """Returns the sums over rows that `newton_step` reads: gradient and matrix."""
+    return times(residual, design), times(curvature[..., None, :] * design.T, design)
+
+
+def newton_step(gradient: Array, matrix: Array) -> Array:
+    """Returns the Newton direction `(…, u, d)` that follows from the sums."""
+    return _newton(matrix, gradient)
 
 
 def newton_softmax(design: Array, residual: Array, p: Array, weights: Array) -> Array:
@@ -117,29 +126,41 @@ def newton_softmax(design: Array, residual: Array, p: Array, weights: Array) -> 
     References:
         Böhning (1992), Multinomial logistic regression algorithm.
     """
+    return softmax_step(*softmax_sums(design, residual, p, weights))
+
+
+def softmax_sums(design: Array, residual: Array, p: Array, weights: Array) -> tuple[Array, Array]:
+    """Returns the sums over rows that `softmax_step` reads: gradient and matrix."""
     gradient = times(residual, design)
     *batch, classes, features = gradient.shape
-    if classes == 1:
-        return np.zeros_like(gradient)
     if not _is_small(features, classes):
-        # The inverse of (1 − 11ᵀ / c) / 2 is, on differences between classes, twice identity.
-        bound = times(weights[..., None, :] * design.T, design) / 2.0
-        return _newton(bound[..., None, :, :], gradient)
+        return gradient, times(weights[..., None, :] * design.T, design) / 2.0
     # A softmax sees differences alone: the last class keeps its scores.
     free = classes - 1
     rows, columns = np.triu_indices(free)
     # On the diagonal `1 − p_i` is the sum of the other classes, which does not cancel near one.
     shares = -weights[..., None, :] * p[..., rows, :] * p[..., columns, :]
-    others = np.stack([np.delete(p, i, axis=-2).sum(axis=-2) for i in range(free)], axis=-2)
-    shares[..., rows == columns, :] = weights[..., None, :] * p[..., :free, :] * others
+    if free:
+        others = np.stack([np.delete(p, i, axis=-2).sum(axis=-2) for i in range(free)], axis=-2)
+        shares[..., rows == columns, :] = weights[..., None, :] * p[..., :free, :] * others
     blocks = times(shares[..., None, :] * design.T, design)
     matrix = np.empty((*batch, free, features, free, features))
     for pair, (row, column) in enumerate(zip(rows, columns, strict=True)):
         matrix[..., row, :, column, :] = matrix[..., column, :, row, :] = blocks[..., pair, :, :]
-    size = free * features
-    flat = gradient[..., :free, :].reshape(*batch, size)
+    return gradient, matrix.reshape(*batch, free * features, free * features)
+
+
+def softmax_step(gradient: Array, matrix: Array) -> Array:
+    """Returns the direction of `newton_softmax`, `(…, c, d)`, that follows from the sums."""
+    *batch, classes, features = gradient.shape
+    if classes == 1:
+        return np.zeros_like(gradient)
+    if not _is_small(features, classes):
+        # The inverse of (1 − 11ᵀ / c) / 2 is, on differences between classes, twice identity.
+        return _newton(matrix[..., None, :, :], gradient)
+    free = classes - 1
     direction = np.zeros_like(gradient)
-    found = _newton(matrix.reshape(*batch, size, size), flat)
+    found = _newton(matrix, gradient[..., :free, :].reshape(*batch, free * features))
     direction[..., :free, :] = found.reshape(*batch, free, features)
     return direction - direction.mean(axis=-2, keepdims=True)
 
