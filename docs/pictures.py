@@ -3,6 +3,7 @@
 Every curve is computed by plait; nothing is drawn by hand. Files go to `docs/pictures/`.
 """
 
+import json
 from pathlib import Path
 
 import keras
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 import plait
 
 FOLDER = Path(__file__).parent / "pictures"
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 COLORS = ["#2f6f8f", "#b5523b", "#5b8c4a", "#8a6d9c"]
 INK, PAPER = "#222222", "#fbfaf7"
 STYLE = {
@@ -74,16 +76,16 @@ def two_branches():
     return x, y.astype("float32")
 
 
-def mixture():
-    """Returns two linear experts under a linear gate."""
+def mixture(gate=None):
+    """Returns two linear experts under a gate, linear by default."""
     keras.utils.set_random_seed(1)
-    return plait.Mixture(keras.layers.Dense(1), num_experts=2)
+    return plait.Mixture(keras.layers.Dense(1), gate, num_experts=2)
 
 
-def trained(loss):
+def trained(loss, gate=None):
     """Returns the mixture, trained by gradient steps."""
     x, y = two_branches()
-    mix = mixture()
+    mix = mixture(gate)
     mix.compile(keras.optimizers.Adam(0.03), loss)
     mix.fit(x, y, epochs=120, batch_size=60, verbose=0)
     return mix
@@ -107,16 +109,39 @@ def lines(mix):
     for expert in range(outputs.shape[1]):
         axes.plot(grid, outputs[:, expert], color=COLORS[expert], label=f"expert {expert}")
     axes.plot(grid, mix.predict(grid, verbose=0), "--", color=INK, label="blend")
-    axes.set(xlabel="x", ylabel="y", ylim=(-1.9, 1.9))
+    axes.set(xlabel="x", ylabel="y", ylim=(-1.9, 1.9), xticks=[-1, -0.5, 0, 0.5, 1])
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def worth_it():
+    """Errors beside the plain average of as many networks, from `benchmarks/results`."""
+    results = json.loads((RESULTS / "quality.json").read_text())
+    figure = Figure((4.3, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(results)
+    for marker, color, label in (("o", COLORS[1], "mixture"), ("s", COLORS[0], "one network")):
+        ratios = []
+        for name in names:
+            errors = results[name]["test"]
+            mine = errors["one network"] if label == "one network" else results[name]["chosen"]
+            ratios.append(np.mean(mine) / np.mean(errors["uniform average"]))
+        axes.plot(ratios, names, marker, color=color, label=label)
+    axes.axvline(1.0, color=INK, linewidth=1.0)
+    axes.invert_yaxis()
+    axes.set_xlabel("error over that of the plain average (less is better)")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 PICTURES = {
     "routers": routers,
+    "worth-it": worth_it,
     "objective-blended": lambda: lines(trained("mse")),
     "objective-nll": lambda: lines(trained(plait.losses.MixtureNLL("gaussian"))),
-    "objective-expert-mean": lambda: lines(trained(plait.losses.ExpertMean("mean_squared_error"))),
+    "objective-expert-mean": lambda: lines(
+        trained(plait.losses.ExpertMean("mean_squared_error"), gate="uniform")
+    ),
     "objective-em": lambda: lines(fitted_by_em()),
 }
 
