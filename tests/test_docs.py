@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from tests.blocks import python_blocks, run_blocks
 from tests.test_public_names import MODULES
 

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from tests.blocks import python_blocks, run_blocks
 
 ROOT = Path(__file__).parent.parent
