@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.blocks import python_blocks, run_blocks
+from tests.test_architecture import FLOORS
 from tests.test_public_names import MODULES
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -34,7 +35,8 @@ def test_output_that_a_page_does_not_print_is_found(tmp_path):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_module_has_a_page_of_the_reference(module):
-    assert f"# {module}\n" in (DOCS / "api" / f"{module.removeprefix('plait.')}.md").read_text()
+    page = DOCS / "api" / f"{module.removeprefix('plait.').split('.')[0]}.md"
+    assert f"::: {module}" in page.read_text()
 
 
 def test_every_picture_is_shown_and_drawn_by_the_script():
@@ -48,3 +50,8 @@ def test_every_picture_is_shown_and_drawn_by_the_script():
     shown = set(re.findall(r"\(pictures/([\w-]+)\.svg\)", text))
     assert drawn <= shown
     assert all((DOCS / "pictures" / f"{name}.svg").exists() for name in shown)
+
+
+def test_the_floors_are_those_of_the_architecture():
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (DOCS / "inside.md").read_text(), flags=re.M)
+    assert [set(re.findall(r"`(\w+)`", rooms)) for _, rooms in rows] == FLOORS
