@@ -43,7 +43,7 @@ def routers():
     scores = np.stack([-1.6 * x - 1.2, -0.5 * x, 0.6 * x + 0.1, 1.7 * x - 1.2], axis=1)
     rules = {
         "Softmax()": plait.routers.Softmax(),
-        "Softmax(temperature=0.3)": plait.routers.Softmax(temperature=0.3),
+        "Softmax(0.3)": plait.routers.Softmax(temperature=0.3),
         "Entmax15()": plait.routers.Entmax15(),
         "Sparsemax()": plait.routers.Sparsemax(),
         "TopK(2)": plait.routers.TopK(2),
@@ -51,7 +51,7 @@ def routers():
         "ExpertChoice(1.0)": plait.routers.ExpertChoice(1.0),
         "Gumbel()": plait.routers.Gumbel(seed=0),
     }
-    figure = Figure((5.6, 7.2), layout="constrained")
+    figure = Figure((4.3, 7.2), layout="constrained")
     for place, (name, router) in enumerate(rules.items(), start=1):
         axes = figure.add_subplot(4, 2, place)
         axes.set_title(name, fontsize=9.0, family="monospace", color=INK)
@@ -63,7 +63,14 @@ def routers():
         if place % 2:
             axes.set_ylabel("weight")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(
+        *(handles, labels),
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
     return figure
 
 
