@@ -12,8 +12,11 @@ SECTION = re.compile(
 
 # What a Keras layer, loss or metric implements, of which its user sees nothing.
 HOOKS = re.compile(
-    r"build|call|__call__|compute_\w+|(get|from)_config|\w+_own_variables|\w+_assets|on_\w+|update_state|result"
+    r"build|call|__call__|compute_\w+|(get|from)_config|\w+_own_variables|\w+_assets|on_\w+|update_state|result|__sklearn_tags__"
 )
+# What one member of a family implements; its base describes it.
+OF_FAMILIES = re.compile(r"select|limit|capacity|balance|log_density|mean|target|per_example|state")
+BASES = {"Family", "MixtureObjective", "Router"}
 
 
 class Sections(griffe.Extension):
@@ -30,7 +33,8 @@ def _go_through(owner: griffe.Object) -> None:
     if owner.docstring is not None:
         owner.docstring.value = rewritten(owner.docstring.value, of_class=owner.is_class)
     for name, member in list(owner.members.items()):
-        if owner.is_class and HOOKS.fullmatch(name):
+        of_family = owner.name not in BASES and OF_FAMILIES.fullmatch(name)
+        if owner.is_class and (HOOKS.fullmatch(name) or of_family):
             owner.del_member(name)
         elif not member.is_alias:
             _go_through(member)
