@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Tests compile many small programs once: XLA's optimiser takes longer than what it saves.
 test-jax check $(filter %-jax,$(RANGE)): export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo test test-range check lint bench bench-gpu clean
+.PHONY: demo test test-range check lint docs bench bench-gpu clean
 
 demo: $(VENV)/.demo
 	KERAS_BACKEND=jax $(BIN)/plait fit data/vowel/train.csv --target vowel --group speaker \
@@ -46,6 +46,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Broken links, anchors and docstrings are errors.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
@@ -54,7 +59,7 @@ bench-gpu:
 	$(PYTHON) -m benchmarks --device gpu --dtype float32 bfloat16
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest demo/model.keras demo/report.html
+	rm -rf $(VENV) .venv-lowest .venv-newest site demo/model.keras demo/report.html
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
@@ -68,6 +73,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[jax,torch,tensorflow,hub,dev]'
 	touch $@ $(VENV)/.demo
+
+# The pages of the reference are read from the source: no backend is needed.
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[docs]'
+	touch $@
 
 .venv-lowest/.test .venv-newest/.test: .venv-%/.test: pyproject.toml constraints-%.txt
 	$(PYTHON_$*) -m venv .venv-$*

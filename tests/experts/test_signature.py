@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import plait
-from plait.experts import alike
+from plait.experts.signature import alike
 
 layers = keras.layers
 D = 4

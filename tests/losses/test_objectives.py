@@ -15,6 +15,7 @@ from tests.precision import double
 
 from plait import losses
 from plait.losses import families
+from plait.losses.state import ObjectiveState
 
 E, U = 3, 2
 
@@ -353,7 +354,7 @@ class TwoLines(keras.Model):
         super().__init__()
         self.experts = keras.layers.Dense(2)
         self.gate = keras.layers.Dense(2, activation="softmax")
-        self.objective_state = losses.ObjectiveState()
+        self.objective_state = ObjectiveState()
 
     def build(self, input_shape):
         self.experts.build(input_shape)

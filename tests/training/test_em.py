@@ -11,7 +11,7 @@ import scipy.stats
 from keras import ops
 
 import plait
-from plait.experts import StackedExperts
+from plait.experts.variables import StackedExperts
 from plait.training import (
     EMResult,
     choose_num_experts,

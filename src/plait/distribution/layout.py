@@ -19,6 +19,13 @@ class ExpertLayouts(keras.distribution.LayoutMap):
         device_mesh: The devices.
         variables: Variables of shape `(e, …)`.
         expert_axis: The axis of the mesh over which their first axis is split.
+
+    Example:
+    >>> import keras, plait
+    >>> mesh = keras.distribution.DeviceMesh((1, 1), ["batch", "expert"], ["cpu:0"])
+    >>> stack = keras.Variable(keras.ops.zeros((4, 2)), name="stack")
+    >>> plait.distribution.ExpertLayouts(mesh, [stack], "expert").layout_of(stack).axes
+    ('expert', None)
     """
 
     def __init__(

@@ -31,7 +31,12 @@ class Score(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What was chosen on the training data: the best single expert and constant weights `(e,)`."""
+    """What was chosen on the training data.
+
+    Attributes:
+        expert: Position of the best single expert.
+        weights: The best constant weights, `(e,)`.
+    """
 
     expert: int
     weights: np.ndarray
@@ -45,6 +50,9 @@ def choose(outputs: np.ndarray, y: np.ndarray, task: str) -> Reference:
         y: Class codes `(b,)`, or values `(b,)`.
         task: `"classification"` or `"regression"`.
 
+    Returns:
+        `Reference`.
+
     Example:
     >>> import numpy as np
     >>> from plait.inspection import choose
@@ -57,7 +65,13 @@ def choose(outputs: np.ndarray, y: np.ndarray, task: str) -> Reference:
 
 
 def score(name: str, predictions: np.ndarray, y: np.ndarray, task: str) -> Score:
-    """Returns one row: how well predictions `(b, u)` meet `y`.
+    """Returns one row: how well predictions meet the truth.
+
+    Args:
+        name: Who predicted.
+        predictions: Probabilities or values `(b, u)`.
+        y: Class codes `(b,)`, or values `(b,)`.
+        task: `"classification"` or `"regression"`.
 
     Example:
     >>> import numpy as np

@@ -74,6 +74,11 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 def weights_per_class(weights: np.ndarray, y: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns the mean weights over the examples of each class, `(k, e)`; NaN without examples.
 
+    Args:
+        weights: Mixing weights `(b, e)`.
+        y: Class codes `(b,)`.
+        num_classes: How many classes there are, `k`.
+
     Example:
     >>> import numpy as np
     >>> from plait.inspection import weights_per_class
@@ -94,6 +99,13 @@ def weights_along(weights: np.ndarray, target: np.ndarray, bins: int = 12) -> Al
         weights: Mixing weights `(b, e)`.
         target: Values `(b,)`.
         bins: How many bins; fewer come back where the target has few different values.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.inspection import weights_along
+    >>> weights = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> weights_along(weights, np.array([1.0, 2.0, 3.0, 4.0]), bins=2).weights.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
     weights = np.asarray(weights, "float64")
     edges = np.unique(np.quantile(target, np.linspace(0.0, 1.0, bins + 1)))
@@ -110,6 +122,14 @@ def expert_confusion(weights: np.ndarray, outputs: np.ndarray, y: np.ndarray) ->
         weights: Mixing weights `(b, e)`.
         outputs: Experts' probabilities `(b, e, u)`.
         y: Class codes `(b,)`.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.inspection import expert_confusion
+    >>> outputs = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.9, 0.1], [0.2, 0.8]]])
+    >>> found = expert_confusion(np.array([[1.0, 0.0], [0.0, 1.0]]), outputs, np.array([0, 1]))
+    >>> found.counts.tolist(), found.accuracy.tolist()
+    ([[1, 0], [0, 1]], [[1.0, 0.0], [0.0, 1.0]])
     """
     e, u = outputs.shape[1:]
     counts = np.zeros((e, u), "int64")
@@ -120,6 +140,10 @@ def expert_confusion(weights: np.ndarray, outputs: np.ndarray, y: np.ndarray) ->
 
 def worst(losses: np.ndarray, count: int = 10) -> np.ndarray:
     """Returns the indices of the examples with the highest loss, the highest first.
+
+    Args:
+        losses: Losses `(b,)`.
+        count: How many indices.
 
     Example:
     >>> import numpy as np

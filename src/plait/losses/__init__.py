@@ -4,6 +4,5 @@ from plait.losses import families
 from plait.losses.base import MixtureObjective
 from plait.losses.expert_mean import ExpertMean
 from plait.losses.mixture_nll import MixtureNLL
-from plait.losses.state import ObjectiveState
 
-__all__ = ["ExpertMean", "MixtureNLL", "MixtureObjective", "ObjectiveState", "families"]
+__all__ = ["ExpertMean", "MixtureNLL", "MixtureObjective", "families"]

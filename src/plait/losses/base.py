@@ -19,6 +19,15 @@ class MixtureObjective(keras.losses.Loss):
             `"mean_with_sample_weight"` or `None`.
         name: Name of the loss.
         dtype: As in `keras.losses.Loss`; values are in float32 or better all the same.
+
+    Example:
+    >>> import keras, numpy as np, plait
+    >>> class Best(plait.losses.MixtureObjective):
+    ...     def per_example(self, y_true, weights, outputs):
+    ...         return keras.ops.min(keras.ops.sum((outputs - y_true) ** 2, axis=-1), axis=0)
+    >>> outputs = np.array([[[1.0]], [[3.0]]])
+    >>> float(Best().per_example(np.array([[0.0]]), np.array([[0.5, 0.5]]), outputs)[0])
+    1.0
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from keras import ops, tree
 
-from plait.experts import ExpertBank
+from plait.experts.groups import ExpertBank
 from plait.ops.backend import is_float
 from plait.ops.combine import combine_masks
 from plait.ops.routing import Routing, chosen

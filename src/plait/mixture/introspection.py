@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops, tree
 
 from plait.errors import message
-from plait.experts import copy_of, input_of
+from plait.experts.initialization import copy_of
+from plait.experts.runner import input_of
 from plait.losses import MixtureNLL, MixtureObjective, families
 from plait.losses.families import Family
 from plait.mixture.inputs import select_each

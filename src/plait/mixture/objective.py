@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from plait.losses import MixtureObjective, ObjectiveState
+from plait.losses import MixtureObjective
+from plait.losses.state import ObjectiveState
 from plait.mixture.base import BaseModel
 from plait.mixture.forward import Parts
 from plait.typing import Config, Nested, Shape, Tensor

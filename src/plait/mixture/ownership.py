@@ -8,23 +8,19 @@ from typing import NamedTuple
 import keras
 from keras import tree
 
-from plait.experts import (
-    ExpertBank,
+from plait.experts.groups import ExpertBank, Placed, SharedBank
+from plait.experts.initialization import (
     FreshValues,
-    Placed,
-    SharedBank,
-    SingleExpert,
-    StackedExperts,
-    StackedRunner,
-    alike,
     check_same,
     copy_of,
     copy_with_weights,
-    input_of,
-    shared_variables,
     stack_many,
-    why_alone,
 )
+from plait.experts.runner import input_of
+from plait.experts.signature import alike, shared_variables, why_alone
+from plait.experts.single import SingleExpert
+from plait.experts.stacked import StackedRunner
+from plait.experts.variables import StackedExperts
 from plait.mixture.specs import output_specs
 from plait.mixture.state import MixtureState
 from plait.typing import Nested, Tensor

@@ -10,7 +10,7 @@ from keras import ops
 
 from plait.compat import is_functional
 from plait.errors import message
-from plait.experts import seed_positions
+from plait.experts.seeds import seed_positions
 from plait.mixture import inputs
 from plait.typing import Config
 

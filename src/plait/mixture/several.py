@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from keras import ops, tree
 
 from plait.compat import attach_masks
-from plait.experts import ExpertBank
+from plait.experts.groups import ExpertBank
 from plait.mixture.forward import (
     Fed,
     Merged,

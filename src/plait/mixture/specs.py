@@ -6,7 +6,7 @@ import keras
 from keras import tree
 
 from plait.errors import message
-from plait.experts import copy_of
+from plait.experts.initialization import copy_of
 from plait.ops.backend import SHAPE_ERRORS
 from plait.ops.shapes import agree, follows_rank_rule, map_shapes, merge
 from plait.typing import Nested, Shape, Shapes

@@ -6,7 +6,7 @@ from typing import Literal
 
 import keras
 
-from plait.experts import ExpertBank
+from plait.experts.groups import ExpertBank
 from plait.mixture.gates import GateSpec
 from plait.mixture.inputs import Selector
 from plait.typing import Nested, Shape, Shapes

@@ -46,6 +46,13 @@ def load_balance(probabilities: Tensor, load: Tensor, mask: Mask = None) -> Tens
 
     Returns:
         A scalar tensor.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops import load_balance
+    >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25]])
+    >>> float(load_balance(probabilities, np.array([1.0, 0.0])))
+    1.5
     """
     probabilities = at_least_float32(probabilities)
     mean = _mean(_rows(probabilities, mask), mask)

@@ -102,6 +102,13 @@ def weighted_sum_stacked(weights: Tensor, stacked: Tensor) -> Tensor:
 
     Returns:
         Tensor of shape `(b, …, u)`, in float32, or float64 where an input is.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops import weighted_sum_stacked
+    >>> stacked = np.array([[[4.0, 0.0]], [[0.0, 4.0]]])
+    >>> [float(v) for v in weighted_sum_stacked(np.array([[0.25, 0.75]]), stacked)[0]]
+    [1.0, 3.0]
     """
     rank = len(weights.shape)
     # Not `moveaxis`, which PyTorch's vmap does not take: a mixture may be an expert in a stack.
@@ -115,6 +122,13 @@ def log_sum_exp(terms: Tensor, axis: int = 0) -> Tensor:
     """Returns log Σ exp(terms), finite in value and gradient wherever one term is finite.
 
     Where all terms are −∞ the value is −∞ and the gradient zero, not NaN.
+
+    Args:
+        terms: Tensor of any shape, such as `(e, b, …)`.
+        axis: The axis that is summed over.
+
+    Returns:
+        Tensor without that axis, such as `(b, …)`, in float32, or float64 where the terms are.
 
     Example:
     >>> import numpy as np
@@ -165,7 +179,14 @@ def combine_masks(masks: Sequence[Mask]) -> Mask:
         masks: Boolean tensors whose shapes are prefixes of one shape, or `None`.
 
     Returns:
-        Boolean tensor of the largest rank among the masks, or `None` when all are.
+        Boolean tensor `(b, …)` of the largest rank among the masks, or `None` when all are.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops import combine_masks
+    >>> both = combine_masks([np.array([True, True]), None, np.array([True, False])])
+    >>> [bool(valid) for valid in both]
+    [True, False]
     """
     present = [mask for mask in masks if mask is not None]
     if not present:

@@ -26,6 +26,13 @@ class Routing(NamedTuple):
         weights: Mixing weights of shape `(b, …, e)`, zero for experts that were not chosen.
         indices: The chosen experts of shape `(b, …, k)`, int32. Index `e`, one past the last
             expert, marks an empty slot. `None` where every expert counts.
+
+    Example:
+    >>> import numpy as np
+    >>> import plait
+    >>> routing = plait.ops.Routing(np.array([[0.0, 1.0]]), np.array([[1]], "int32"))
+    >>> routing.weights.shape, routing.indices.shape
+    ((1, 2), (1, 1))
     """
 
     weights: Tensor

@@ -15,6 +15,9 @@ _MOST_NUMBERS = 150  # cells of a heat map that still leave room for figures ins
 def plot_scores(rows: Sequence[Score]) -> Any:
     """Returns bars of accuracy, or of the root mean squared error, one per row of the table.
 
+    Args:
+        rows: From `plait.inspection.scores`.
+
     Example:
     >>> import plait.plots
     >>> from plait.inspection import Score
@@ -40,6 +43,13 @@ def plot_usage(use: Usage, names: Sequence[str]) -> Any:
     Args:
         use: From `plait.inspection.usage`.
         names: One name per expert.
+
+    Example:
+    >>> import numpy as np
+    >>> import plait
+    >>> use = plait.inspection.usage(np.array([[1.0, 0.0], [0.5, 0.5]]))
+    >>> plait.plots.plot_usage(use, ["left", "right"]).axes[0].get_xlabel()
+    'share of the examples'
     """
     figure, axes = new_figure(1.0 + 0.36 * len(names))
     place = np.arange(len(names))
@@ -53,7 +63,18 @@ def plot_usage(use: Usage, names: Sequence[str]) -> Any:
 
 
 def plot_entropy(use: Usage) -> Any:
-    """Returns the histogram of the gate's entropy, from 0 (one expert) to 1 (all alike)."""
+    """Returns the histogram of the gate's entropy, from 0 (one expert) to 1 (all alike).
+
+    Args:
+        use: From `plait.inspection.usage`.
+
+    Example:
+    >>> import numpy as np
+    >>> import plait
+    >>> use = plait.inspection.usage(np.array([[1.0, 0.0], [0.5, 0.5]]))
+    >>> plait.plots.plot_entropy(use).axes[0].get_ylabel()
+    'examples'
+    """
     figure, axes = new_figure(2.4)
     axes.hist(use.entropy, bins=np.linspace(0.0, 1.0, 26))
     axes.set_xlim(0.0, 1.0)
@@ -65,13 +86,39 @@ def plot_entropy(use: Usage) -> Any:
 def plot_weights_per_class(
     weights: np.ndarray, names: Sequence[str], classes: Sequence[object]
 ) -> Any:
-    """Returns a heat map of the mean weights `(k, e)` of each class."""
+    """Returns a heat map of the mean weights of each class.
+
+    Args:
+        weights: From `plait.inspection.weights_per_class`, `(k, e)`.
+        names: One name per expert.
+        classes: One name per class.
+
+    Example:
+    >>> import numpy as np
+    >>> import plait
+    >>> figure = plait.plots.plot_weights_per_class(np.eye(2), ["left", "right"], ["no", "yes"])
+    >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    ['left', 'right']
+    """
     most = float(np.nanmax(weights, initial=0.1))
     return heat_map(weights, classes, names, "mean weight", most)
 
 
 def plot_weights_along(along: Along, names: Sequence[str], target: str) -> Any:
-    """Returns the mean weights, stacked, along a continuous target."""
+    """Returns the mean weights, stacked, along a continuous target.
+
+    Args:
+        along: From `plait.inspection.weights_along`.
+        names: One name per expert.
+        target: What the target is called.
+
+    Example:
+    >>> import numpy as np
+    >>> import plait
+    >>> along = plait.inspection.weights_along(np.eye(2), np.array([1.0, 2.0]), bins=2)
+    >>> plait.plots.plot_weights_along(along, ["left", "right"], "age").axes[0].get_xlabel()
+    'age'
+    """
     figure, axes = new_figure(3.0)
     axes.stackplot(
         np.repeat(along.edges, 2)[1:-1],
@@ -87,7 +134,21 @@ def plot_weights_along(along: Along, names: Sequence[str], target: str) -> Any:
 
 
 def plot_confusion(confusion: Confusion, names: Sequence[str], classes: Sequence[object]) -> Any:
-    """Returns a heat map of each expert's own accuracy in each class."""
+    """Returns a heat map of each expert's own accuracy in each class.
+
+    Args:
+        confusion: From `plait.inspection.expert_confusion`.
+        names: One name per expert.
+        classes: One name per class.
+
+    Example:
+    >>> import numpy as np
+    >>> import plait
+    >>> found = plait.inspection.Confusion(np.eye(2), np.eye(2))
+    >>> figure = plait.plots.plot_confusion(found, ["left", "right"], ["no", "yes"])
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['no', 'yes']
+    """
     return heat_map(confusion.accuracy.T, classes, names, "the expert's own accuracy", 1.0)
 
 

@@ -27,6 +27,9 @@ def to_svg(plot: Any, *args: Any, label: str) -> str:
         *args: What it draws.
         label: What the picture shows, for readers who cannot see it.
 
+    Returns:
+        The text of one `<svg>` element.
+
     Example:
     >>> import plait.plots
     >>> from plait.inspection import Score

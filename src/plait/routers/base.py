@@ -54,6 +54,17 @@ class Router(keras.layers.Layer):
     Raises:
         ValueError: If a coefficient is negative or not a number.
 
+    Example:
+    >>> import keras, plait
+    >>> class Proportional(plait.routers.Router):
+    ...     def select(self, logits, training):
+    ...         positive = keras.ops.softplus(logits)
+    ...         total = keras.ops.sum(positive, axis=-1, keepdims=True)
+    ...         return plait.ops.Routing(positive / total)
+    >>> weights = Proportional()(keras.ops.zeros((1, 4)))
+    >>> [round(float(w), 4) for w in weights[0]]
+    [0.25, 0.25, 0.25, 0.25]
+
     References:
         Fedus, Zoph, Shazeer (2021), Switch Transformers.
         Shazeer et al. (2017), Outrageously large neural networks.

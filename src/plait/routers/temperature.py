@@ -23,6 +23,13 @@ class TemperatureRouter(Router):
 
     Raises:
         ValueError: If `temperature` is not a positive number.
+
+    Example:
+    >>> import plait
+    >>> router = plait.routers.Softmax(temperature=2.0)  # `Gumbel` is the other one
+    >>> router.temperature = 0.5
+    >>> router.temperature
+    0.5
     """
 
     def __init__(

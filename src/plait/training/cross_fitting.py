@@ -9,8 +9,9 @@ from keras import tree
 
 from plait.compat import flat_layers
 from plait.errors import message
-from plait.experts import Frozen, copy_of
+from plait.experts import Frozen
 from plait.experts.frozen import predictions
+from plait.experts.initialization import copy_of
 from plait.mixture import Mixture
 from plait.mixture.inputs import Selector, select_each, selectors
 from plait.training.folds import class_labels, fold_numbers

@@ -7,7 +7,7 @@ from keras import ops
 
 from plait.compat import is_functional, refresh_adapted
 from plait.errors import message
-from plait.experts import copy_of
+from plait.experts.initialization import copy_of
 from plait.mixture import Mixture
 from plait.mixture.gates import GateSpec
 

@@ -10,7 +10,7 @@ from keras import tree
 from plait import routers
 from plait.compat import is_functional, refresh_adapted
 from plait.errors import choose_from, message
-from plait.experts import copy_of
+from plait.experts.initialization import copy_of
 from plait.mixture import Mixture
 from plait.mixture.specs import takes_single_rows
 from plait.typing import Config, Nested

@@ -22,6 +22,10 @@ _FAMILIES: dict[str, type[Family]] = {
 def get(identifier: Any) -> Family:
     """Returns the family that a name, a config or an instance stands for.
 
+    Args:
+        identifier: A `Family`; a name such as `"gaussian"`; or the dict that
+            `keras.saving.serialize_keras_object` makes of a family.
+
     Raises:
         ValueError: If no family has that name.
         TypeError: If `identifier` is none of these.
