@@ -60,7 +60,7 @@ def woven(train, steps, rate, seed):
         [RandomForestRegressor(50, min_samples_leaf=2, random_state=seed), network(64)],
         x,
         y[:, 0],
-        folds=4,
+        folds=3,
         compile=adam(steps, rate),
         fit={"epochs": epochs, "batch_size": 64, "verbose": 0},
         seed=seed,
@@ -91,13 +91,13 @@ def draw(mix, found, folder):
     save(made, "forest_and_network", folder)
 
 
-def main(steps=1500, seeds=3, folder=PICTURES):
+def main(steps=1000, seeds=3, folder=PICTURES):
     """Fits all, prints their errors, draws the picture."""
     train, validation = steps_and_waves(2000, 1), steps_and_waves(1000, 2)
     test = steps_and_waves(5000, 3, noise=0.0)
     size = network(64).count_params() + gate().count_params()
     width = equal_width(network, size)
-    plain, rate = fair(lambda: network(width), train, validation, lambda: "mse", steps, seeds=seeds)
+    plain, rate = fair(lambda: network(width), train, validation, "mse", steps, seeds=seeds)
     mixtures = [woven(train, steps, rate, seed) for seed in range(seeds)]
     forests, networks = ([mix.expert(place) for mix in mixtures] for place in (0, 1))
     averages = [plait.Mixture(mix.experts, gate="uniform") for mix in mixtures]

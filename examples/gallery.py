@@ -56,7 +56,7 @@ def dots(axes, groups, label):
 def table(groups, label, digits=3):
     """Prints mean and standard deviation over the seeds of each group."""
     for name, values in groups.items():
-        print(f"{name:<34}{label} {np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}")
+        print(f"{name:<52} {label} {np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}")
 
 
 def equal_width(make, parameters):
@@ -75,7 +75,7 @@ def trained(make, data, loss, steps, batch=64, rate=0.01, seed=0):
     keras.utils.set_random_seed(seed)
     model = make()
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
-    model.compile(keras.optimizers.Adam(schedule), loss())
+    model.compile(keras.optimizers.Adam(schedule), loss() if callable(loss) else loss)
     count = len(keras.tree.flatten(data)[0])
     rows = np.random.default_rng(seed).integers(0, count, steps * batch)
     x, y = keras.tree.map_structure(lambda leaf: leaf[rows], data)
@@ -90,7 +90,7 @@ def fair(make, train, validation, loss, steps, batch=64, rates=(0.003, 0.01, 0.0
         make: Makes a model.
         train: `(x, y)`; batches are drawn from it at random, the same for every model of a seed.
         validation: `(x, y)`; the loss of the first seed on it picks the rate.
-        loss: Makes the loss.
+        loss: As in `compile`, or a function that makes it: one with state is one model's own.
         steps: Steps of Adam.
         batch: Rows of one step.
         rates: Rates to pick from.

@@ -63,8 +63,10 @@ def mixture(combination):
 
 def network(width):
     """Returns a network that reads both halves, zeros where one is missing, and which are there."""
-    inputs = {name: keras.Input((size,)) for name, size in [("upper", 32), ("lower", 32)]}
-    inputs["present"] = keras.Input((2,))
+    inputs = {
+        name: keras.Input((size,), name=name)
+        for name, size in {"upper": 32, "lower": 32, "present": 2}.items()
+    }
     x = layers.Concatenate()(list(inputs.values()))
     x = layers.Dense(width, activation="relu")(x)
     return keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
@@ -97,7 +99,7 @@ def draw(found, image, folder):
     save(made, "missing_view", folder)
 
 
-def main(steps=1500, seeds=3, folder=PICTURES):
+def main(steps=1000, seeds=3, folder=PICTURES):
     """Trains the three, prints their errors by what is there, draws the picture."""
     train, validation, (images, labels) = digits()
     width = equal_width(network, mixture("geometric").count_params())
@@ -108,7 +110,7 @@ def main(steps=1500, seeds=3, folder=PICTURES):
     }
     found = {}
     for name, make in makers.items():
-        loss = lambda: "sparse_categorical_crossentropy"  # noqa: E731
+        loss = "sparse_categorical_crossentropy"
         models, rate = fair(make, train, validation, loss, steps, seeds=seeds)
         print(f"{name}: {models[0].count_params()} parameters, rate {rate}")
         found[name] = {

@@ -1,6 +1,7 @@
 """A mixture as an ONNX file, run by a program that has neither plait nor Keras.
 
-Ten digits, eight experts. `KERAS_BACKEND=jax python examples/onnx_without_plait.py`
+Ten digits, eight experts. Keras writes ONNX on PyTorch and TensorFlow.
+`KERAS_BACKEND=torch python examples/onnx_without_plait.py`
 """
 
 import json
@@ -33,13 +34,8 @@ np.save(answers, session.run(None, {name: x})[0])
 start = time.perf_counter()
 for _ in range(200):
     session.run(None, {name: x[:1]})
-blocked = []
-for package in ("plait", "keras"):
-    try:
-        __import__(package)
-    except ImportError:
-        blocked.append(package)
-print(json.dumps({"ms": 5 * (time.perf_counter() - start), "blocked": blocked}))
+seconds = (time.perf_counter() - start) / 200
+print(json.dumps({"ms": 1000 * seconds, "modules": [m for m, one in sys.modules.items() if one]}))
 """
 
 
@@ -94,12 +90,12 @@ def main(steps=1000, seeds=3, folder=PICTURES):
     width = equal_width(network, mixture().count_params())
     found = {}
     for name, make in (("mixture of 8", mixture), ("network", lambda: network(width))):
-        loss = lambda: "sparse_categorical_crossentropy"  # noqa: E731
+        loss = "sparse_categorical_crossentropy"
         models, rate = fair(make, train, validation, loss, steps, seeds=seeds)
         here = [model.predict(x, verbose=0) for model in models]
         with tempfile.TemporaryDirectory() as place:
             there, facts = elsewhere(models[0], x, place)
-        assert facts["blocked"] == ["plait", "keras"]
+        assert not {"plait", "keras"} & set(facts["modules"])
         right = [100 * np.mean(one.argmax(-1) == y) for one in here]
         print(
             f"{name}: {models[0].count_params()} parameters, rate {rate}, "

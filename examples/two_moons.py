@@ -20,7 +20,13 @@ def moons(count, seed):
 
 def mixture():
     """Returns four logistic regressions under a linear gate."""
-    return plait.Mixture(layers.Dense(1, activation="sigmoid"), num_experts=4)
+    expert = keras.Sequential([keras.Input((2,)), layers.Dense(1, activation="sigmoid")])
+    return plait.Mixture(expert, num_experts=4)
+
+
+def likelihood():
+    """Returns the loss of the mixture."""
+    return plait.losses.MixtureNLL("bernoulli")
 
 
 def network(width):
@@ -36,7 +42,7 @@ def draw(mix, plain, points, folder):
     colors = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in EXPERTS[:4]])
     made, axes = figure(2, height=3.0, sharey=True)
     behind = [mix.gate_weights(grid) @ colors, 1 - 0.6 * plain.predict(grid, verbose=0) * [1, 1, 1]]
-    titles = ["mixture: color is the expert with the weight", "network: dark is moon 1"]
+    titles = ["mixture: a color for each expert's weight", "network: dark is moon 1"]
     for place, model, picture, title in zip(axes, (mix, plain), behind, titles, strict=True):
         extent = (-1.8, 2.8, -1.3, 1.8)
         shade = 0.55 * picture.reshape(*across.shape, 3) + 0.45
@@ -55,16 +61,15 @@ def main(steps=1000, seeds=3, folder=PICTURES):
     """Trains both, prints their accuracy, draws the picture."""
     train, validation, (x, y) = moons(400, 1), moons(400, 2), moons(5000, 3)
     width = equal_width(network, mixture().count_params())
-    likelihood = lambda: plait.losses.MixtureNLL("bernoulli")  # noqa: E731
     mixtures, rate = fair(mixture, train, validation, likelihood, steps, seeds=seeds)
     plain, plain_rate = fair(
-        lambda: network(width), train, validation, lambda: "binary_crossentropy", steps, seeds=seeds
+        lambda: network(width), train, validation, "binary_crossentropy", steps, seeds=seeds
     )
     print(f"rates: mixture {rate}, network {plain_rate}")
     for name, models in (("mixture of 4 lines", mixtures), (f"network, width {width}", plain)):
         right = [np.mean((m.predict(x, verbose=0) > 0.5) == y) for m in models]
         table({f"{name}, {models[0].count_params()} parameters": right}, "accuracy")
-    draw(mixtures[0], plain[0], train, folder)
+    draw(mixtures[0], plain[0], [part[:200] for part in train], folder)
 
 
 if __name__ == "__main__":

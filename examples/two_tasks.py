@@ -82,20 +82,22 @@ def draw(weights, found, folder):
     save(made, "two_tasks", folder)
 
 
-def main(steps=800, seeds=3, folder=PICTURES):
+def main(steps=600, seeds=3, folder=PICTURES):
     """Trains the three, prints their errors, draws the picture."""
     rows = sines(0)
     train, validation, test = rows(10_000), rows(2500), rows(10_000, noise=0.0)
     size = multi_gate().count_params()
+    shared_width, width = equal_width(shared_bottom, size), equal_width(apart, size)
     makers = {
         "mixture, a gate a task": multi_gate,
-        "shared layer": lambda: shared_bottom(equal_width(shared_bottom, size)),
-        "a network a task": lambda: apart(equal_width(apart, size)),
+        "shared layer": lambda: shared_bottom(shared_width),
+        "a network a task": lambda: apart(width),
     }
-    loss = lambda: dict.fromkeys(TASKS, "mse")  # noqa: E731
     found, first = {}, None
     for name, make in makers.items():
-        models, rate = fair(make, train, validation, loss, steps, batch=256, seeds=seeds)
+        models, rate = fair(
+            make, train, validation, dict.fromkeys(TASKS, "mse"), steps, batch=256, seeds=seeds
+        )
         first = first or models[0]
         print(f"{name}: {models[0].count_params()} parameters, rate {rate}")
         found[name] = [error(model, test) for model in models]
