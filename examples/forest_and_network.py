@@ -91,7 +91,7 @@ def draw(mix, found, folder):
     save(made, "forest_and_network", folder)
 
 
-def main(steps=1000, seeds=3, folder=PICTURES):
+def main(steps=1000, seeds=2, folder=PICTURES):
     """Fits all, prints their errors, draws the picture."""
     train, validation = steps_and_waves(2000, 1), steps_and_waves(1000, 2)
     test = steps_and_waves(5000, 3, noise=0.0)

@@ -95,7 +95,7 @@ def main(steps=500, seeds=3, folder=PICTURES):
             "sparse_categorical_crossentropy",
         ),
     ):
-        models, rate = fair(make, train, validation, loss, steps, seeds=seeds)
+        models, rate = fair(make, train, validation, loss, steps, rates=(0.003, 0.01), seeds=seeds)
         tree = tree or models[0]
         right = [np.mean(m.predict(x, verbose=0).argmax(-1) == y) for m in models]
         table({f"{name}, {models[0].count_params()} parameters": right}, f"rate {rate}, accuracy")

@@ -84,14 +84,14 @@ def draw(here, there, folder):
     save(made, "onnx_without_plait", folder)
 
 
-def main(steps=1000, seeds=3, folder=PICTURES):
+def main(steps=300, seeds=2, folder=PICTURES):
     """Trains and exports, prints what the other program found, draws the picture."""
     train, validation, (x, y) = digits()
     width = equal_width(network, mixture().count_params())
     found = {}
     for name, make in (("mixture of 8", mixture), ("network", lambda: network(width))):
         loss = "sparse_categorical_crossentropy"
-        models, rate = fair(make, train, validation, loss, steps, seeds=seeds)
+        models, rate = fair(make, train, validation, loss, steps, rates=(0.01, 0.03), seeds=seeds)
         here = [model.predict(x, verbose=0) for model in models]
         with tempfile.TemporaryDirectory() as place:
             there, facts = elsewhere(models[0], x, place)
