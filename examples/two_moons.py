@@ -69,7 +69,7 @@ def main(steps=1000, seeds=3, folder=PICTURES):
     for name, models in (("mixture of 4 lines", mixtures), (f"network, width {width}", plain)):
         right = [np.mean((m.predict(x, verbose=0) > 0.5) == y) for m in models]
         table({f"{name}, {models[0].count_params()} parameters": right}, "accuracy")
-    draw(mixtures[0], plain[0], [part[:200] for part in train], folder)
+    draw(mixtures[0], plain[0], [part[:120] for part in train], folder)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,14 @@ def main(steps=600, seeds=3, folder=PICTURES):
     found, first = {}, None
     for name, make in makers.items():
         models, rate = fair(
-            make, train, validation, dict.fromkeys(TASKS, "mse"), steps, batch=256, seeds=seeds
+            make,
+            train,
+            validation,
+            dict.fromkeys(TASKS, "mse"),
+            steps,
+            batch=256,
+            rates=(0.01, 0.03),
+            seeds=seeds,
         )
         first = first or models[0]
         print(f"{name}: {models[0].count_params()} parameters, rate {rate}")
