@@ -111,7 +111,7 @@ def main(steps=1000, seeds=3, folder=PICTURES):
     found = {}
     for name, make in makers.items():
         loss = "sparse_categorical_crossentropy"
-        models, rate = fair(make, train, validation, loss, steps, seeds=seeds)
+        models, rate = fair(make, train, validation, loss, steps, rates=(0.01, 0.03), seeds=seeds)
         print(f"{name}: {models[0].count_params()} parameters, rate {rate}")
         found[name] = {
             state: [

@@ -3,12 +3,15 @@
 import importlib
 from pathlib import Path
 
+import keras
+import matplotlib
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = EXAMPLES.parent / "docs" / "gallery"
 PAGE = EXAMPLES.parent / "docs" / "gallery.md"
 SHORT = {"steps": 20, "seeds": 1}
+WRITES_ONNX = {"jax": "jax2onnx", "torch": "onnxscript", "tensorflow": "tf2onnx"}
 # Each example, what makes it short, and the packages beyond plait's test tools that it needs.
 TABLE = {
     "two_moons": (SHORT, []),
@@ -19,30 +22,32 @@ TABLE = {
     "upcycling": (SHORT, []),
     "two_tasks": (SHORT, []),
     "sparsified": ({"experts": (4,), "repeats": 1}, ["keras_hub"]),
-    "onnx_without_plait": (SHORT, ["onnx", "onnxruntime", "onnxscript", "tf2onnx"]),
+    "onnx_without_plait": (SHORT, ["onnxruntime", WRITES_ONNX[keras.config.backend()]]),
 }
 
 
-def example(name, monkeypatch):
-    """The module of an example, as Python imports it when it is run as a script."""
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example, as Python does when it is run as a script."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module(name)
+    with matplotlib.rc_context():  # the examples set their style
+        yield importlib.import_module
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
-def test_it_prints_numbers_and_writes_its_picture(name, monkeypatch, tmp_path, capsys):
+def test_it_prints_numbers_and_writes_its_picture(name, example, tmp_path, capsys):
     arguments, packages = TABLE[name]
     for package in packages:
         pytest.importorskip(package)
-    example(name, monkeypatch).main(**arguments, folder=tmp_path)
+    example(name).main(**arguments, folder=tmp_path)
     assert f"{name}.svg" in capsys.readouterr().out
     assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
 
 
 @pytest.mark.slow
-def test_the_transformer_prints_a_row_for_each_model(monkeypatch, tmp_path, capsys):
-    main = example("char_transformer", monkeypatch).main
+def test_the_transformer_prints_a_row_for_each_model(example, tmp_path, capsys):
+    main = example("char_transformer").main
     main(["--steps", "2", "--folder", str(tmp_path)])
     heading, names, *rows = capsys.readouterr().out.splitlines()
     assert "2 steps" in heading
