@@ -91,13 +91,15 @@ def draw(mix, found, folder):
     save(made, "forest_and_network", folder)
 
 
-def main(steps=1000, seeds=2, folder=PICTURES):
+def main(steps=800, seeds=2, folder=PICTURES):
     """Fits all, prints their errors, draws the picture."""
     train, validation = steps_and_waves(2000, 1), steps_and_waves(1000, 2)
     test = steps_and_waves(5000, 3, noise=0.0)
     size = network(64).count_params() + gate().count_params()
     width = equal_width(network, size)
-    plain, rate = fair(lambda: network(width), train, validation, "mse", steps, seeds=seeds)
+    plain, rate = fair(
+        lambda: network(width), train, validation, "mse", steps, rates=(0.01, 0.03), seeds=seeds
+    )
     mixtures = [woven(train, steps, rate, seed) for seed in range(seeds)]
     forests, networks = ([mix.expert(place) for mix in mixtures] for place in (0, 1))
     averages = [plait.Mixture(mix.experts, gate="uniform") for mix in mixtures]

@@ -82,7 +82,7 @@ def draw(weights, found, folder):
     save(made, "two_tasks", folder)
 
 
-def main(steps=600, seeds=3, folder=PICTURES):
+def main(steps=500, seeds=3, folder=PICTURES):
     """Trains the three, prints their errors, draws the picture."""
     rows = sines(0)
     train, validation, test = rows(10_000), rows(2500), rows(10_000, noise=0.0)

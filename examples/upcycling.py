@@ -16,7 +16,7 @@ from keras import layers
 
 import plait
 
-CONTEXT, BATCH, PARTS = 8, 128, 8
+CONTEXT, BATCH, PARTS = 8, 128, 6
 
 
 def characters():
@@ -105,7 +105,7 @@ def draw(curves, steps, folder):
     save(made, "upcycling", folder)
 
 
-def main(steps=800, seeds=2, folder=PICTURES):
+def main(steps=600, seeds=2, folder=PICTURES):
     """Trains all, prints bits per character, draws the curves."""
     data, validation, alphabet = characters()
     found = [contest(data, validation, alphabet, steps, seed) for seed in range(seeds)]
