@@ -1,4 +1,4 @@
-"""A KerasHub mixture runs every expert on every token; `sparsify` runs those that were chosen.
+"""A KerasHub mixture runs every expert on every token; sparsified, those that it chose.
 
 A Mixtral block with random weights, top-2 of 4, 16, 64 experts, before and after. The plain block
 is the same with two experts, both chosen: the arithmetic that top-2 needs.
@@ -13,7 +13,7 @@ import keras_hub
 import numpy as np
 from gallery import EXPERTS, GREY, PICTURES, figure, save
 
-import plait.interop
+from plait.interop.keras_hub import sparsify
 
 TOKENS, VOCABULARY = (4, 128), 100
 
@@ -73,7 +73,7 @@ def main(experts=(4, 16, 64), repeats=15, folder=PICTURES):
     for count in experts:
         model = mixtral(count)
         dense, logits = milliseconds(model, x, repeats)
-        sparse, same = milliseconds(plait.interop.sparsify(model), x, repeats)
+        sparse, same = milliseconds(sparsify(model), x, repeats)
         times[count] = dense, sparse
         print(
             f"top-2 of {count}: {dense:.1f} ms, sparsified {sparse:.1f} ms, "
