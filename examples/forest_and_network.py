@@ -87,7 +87,7 @@ def draw(mix, found, folder):
     axes[0].set_xlabel("first input")
     axes[0].set_ylabel("second input")
     made.colorbar(image, ax=axes[0], label="weight of the forest")
-    dots(axes[1], found, "root mean squared error on test rows")
+    dots(axes[1], found, "root mean squared error")
     save(made, "forest_and_network", folder)
 
 

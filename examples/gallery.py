@@ -38,7 +38,7 @@ def save(made, name, folder=PICTURES):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.svg"
-    made.savefig(path, metadata={"Date": None})
+    made.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
     print(f"picture: {path} ({path.stat().st_size / 1000:.0f} kB)")
 
 

@@ -78,7 +78,7 @@ def draw(weights, found, folder):
     axes[0].set_xticks(range(NUM_EXPERTS), range(1, NUM_EXPERTS + 1))
     axes[0].set_xlabel("expert")
     made.colorbar(image, ax=axes[0], label="mean weight")
-    dots(axes[1], found, "mean squared error on test rows")
+    dots(axes[1], found, "mean squared error")
     save(made, "two_tasks", folder)
 
 
