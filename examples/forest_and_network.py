@@ -55,7 +55,7 @@ def woven(train, steps, rate, seed):
     """Returns the mixture of a forest and a network, fitted on rows that they had not seen."""
     keras.utils.set_random_seed(seed)
     x, y = train
-    epochs, gate_epochs = 1 + steps * 64 // len(x), 40
+    epochs, gate_epochs = 1 + steps * 64 // len(x), 30
     found = plait.training.cross_fit(
         [RandomForestRegressor(50, min_samples_leaf=2, random_state=seed), network(64)],
         x,
@@ -91,7 +91,7 @@ def draw(mix, found, folder):
     save(made, "forest_and_network", folder)
 
 
-def main(steps=800, seeds=2, folder=PICTURES):
+def main(steps=600, seeds=2, folder=PICTURES):
     """Fits all, prints their errors, draws the picture."""
     train, validation = steps_and_waves(2000, 1), steps_and_waves(1000, 2)
     test = steps_and_waves(5000, 3, noise=0.0)
