@@ -84,7 +84,7 @@ def draw(here, there, folder):
     save(made, "onnx_without_plait", folder)
 
 
-def main(steps=200, seeds=2, folder=PICTURES):
+def main(steps=100, seeds=2, folder=PICTURES):
     """Trains and exports, prints what the other program found, draws the picture."""
     train, validation, (x, y) = digits()
     width = equal_width(network, mixture().count_params())

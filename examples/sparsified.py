@@ -63,7 +63,7 @@ def draw(times, plain, folder):
     save(made, "sparsified", folder)
 
 
-def main(experts=(4, 16, 64), repeats=15, folder=PICTURES):
+def main(experts=(4, 16, 64), repeats=10, folder=PICTURES):
     """Times all, prints the table, draws it."""
     ids = np.random.default_rng(0).integers(1, VOCABULARY, TOKENS).astype("int32")
     x = {"token_ids": ids, "padding_mask": np.ones(TOKENS, "int32")}
