@@ -8,7 +8,6 @@ a step costs little more than one copy's.
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 import keras
 import numpy as np
@@ -140,10 +139,10 @@ def build(name: str, plan: Plan) -> "plait.Mixture":
     layers = [keras.Input((plan.schema.width,))]
     if plan.gate == "mlp":
         layers.append(_dense(plan.hidden, "relu"))
-    gate: Any = keras.Sequential([*layers, _dense(plan.experts)])
-    router = plait.routers.Softmax()
+    gate = keras.Sequential([*layers, _dense(plan.experts)])
     if plan.gate == "constant":
-        gate, router = "constant", None
+        return plait.Mixture(template, num_experts=plan.experts, gate="constant")
+    router = plait.routers.Softmax()
     return plait.Mixture(template, num_experts=plan.experts, gate=gate, router=router)
 
 
