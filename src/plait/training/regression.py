@@ -245,6 +245,7 @@ def _solve(matrix: Array, right: Array, otherwise: Callable[[tuple[int, ...]], A
         poor = np.ones(matrix.shape[:-2], bool)
     regular = np.where(poor[..., None, None], identity, scaled) if poor.any() else scaled
     found = np.linalg.solve(regular, right / diagonal[..., None]) / diagonal[..., None]
-    for index in zip(*np.nonzero(poor), strict=True):
-        found[index] = otherwise(index)
+    for index in np.ndindex(poor.shape):
+        if poor[index]:
+            found[index] = otherwise(index)
     return found
