@@ -72,7 +72,7 @@ def elsewhere(model, x, folder):
 def draw(here, there, folder):
     """Draws the probabilities of both programs against each other, and how far they differ."""
     made, axes = figure(2, height=2.9)
-    shown = slice(0, 60)
+    shown = slice(0, 25)
     axes[0].plot([0, 1], [0, 1], color=EXPERTS[1], linewidth=1)
     axes[0].plot(here[shown].ravel(), there[shown].ravel(), ".", color=INK, markersize=3)
     axes[0].set_xlabel("probability, Keras and plait")
