@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Tests compile many small programs once: XLA's optimiser takes longer than what it saves.
 test-jax check $(filter %-jax,$(RANGE)): export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
-.PHONY: demo test test-range check lint docs bench bench-gpu clean
+.PHONY: demo test test-slow test-range check lint docs bench bench-gpu clean
 
 demo: $(VENV)/.demo
 	KERAS_BACKEND=jax $(BIN)/plait fit data/vowel/train.csv --target vowel --group speaker \
@@ -27,8 +27,15 @@ demo: $(VENV)/.demo
 
 test: lint $(addprefix test-,$(BACKENDS))
 
+# Slow tests run on PyTorch, which compiles nothing; `make test-slow` runs those of the others.
+test-jax test-tensorflow: export PYTEST_ADDOPTS ?= -m "not slow"
+
 $(BACKENDS:%=test-%): test-%: $(VENV)/.dev
 	KERAS_BACKEND=$* $(PYTEST)
+
+test-slow: $(VENV)/.dev
+	KERAS_BACKEND=jax $(PYTEST) -m slow
+	KERAS_BACKEND=tensorflow $(PYTEST) -m slow
 
 test-range: $(RANGE)
 

@@ -103,7 +103,7 @@ def test_files_of_fit_blend_with_their_columns_and_units(plait, fitted, mixed, t
     predicted = plait("predict", out, fitted / "t.csv").stdout.split()[1:]
     assert abs(np.mean([float(value) for value in predicted]) - mixed["price"].mean()) < 100
     assert "other" in plait("inspect", out).stdout
-    assert "Weights along the target" in (tmp_path / "r.html").read_text()
+    assert "The honest table" in (tmp_path / "r.html").read_text()
 
 
 def test_a_blend_keeps_an_output_that_cannot_be_replaced(refused, fitted):

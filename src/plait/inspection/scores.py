@@ -94,6 +94,7 @@ def scores(
     task: str,
     reference: Reference,
     names: list[str] | None = None,
+    name: str = "mixture",
 ) -> list[Score]:
     """Returns the table: mixture, best single expert, uniform average, constant weights, oracle.
 
@@ -108,6 +109,7 @@ def scores(
         task: `"classification"` or `"regression"`.
         reference: What `choose` found on the training data.
         names: What to call each expert; numbers by default.
+        name: What to call the mixture itself.
 
     Example:
     >>> import numpy as np
@@ -122,13 +124,13 @@ def scores(
     best = np.argmin(losses(outputs, y, task), axis=1)
     label = names[reference.expert] if names else str(reference.expert)
     rows = [
-        ("mixture", np.asarray(predictions, "float64")),
+        (name, np.asarray(predictions, "float64")),
         (f"best single expert ({label})", outputs[:, reference.expert]),
         ("uniform average", outputs.mean(axis=1)),
         ("best constant weights", np.einsum("e,beu->bu", reference.weights, outputs)),
         ("oracle", outputs[np.arange(len(y)), best]),
     ]
-    return [score(name, values, y, task) for name, values in rows]
+    return [score(title, values, y, task) for title, values in rows]
 
 
 __all__ = ["Reference", "Score", "choose", "score", "scores"]

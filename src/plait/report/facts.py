@@ -79,7 +79,9 @@ def gather(
     weights = model.mixture.gate_weights(model.features(x))
     outputs = model.expert_outputs(x)
     reference = Reference(baseline.expert, np.asarray(baseline.weights))
-    table = scores(predictions, outputs, y, schema.task, reference, list(baseline.names))
+    chosen = (schema.record or {}).get("chosen", "mixture")
+    name = {"network": "one network", "average": "networks averaged"}.get(chosen, "mixture")
+    table = scores(predictions, outputs, y, schema.task, reference, list(baseline.names), name)
     each = losses(predictions, y, schema.task)
     return Facts(
         schema,

@@ -339,7 +339,8 @@ def _worst(facts: Facts) -> dict[str, Any]:
     """Returns the table of the examples with the highest loss."""
     columns = facts.schema.names[:_MOST_COLUMNS]
     error = "log loss" if facts.schema.task == "classification" else "error"
-    head = ["row", facts.schema.target, "predicted", error, "led by", *columns]
+    gated = _gated(facts)
+    head = ["row", facts.schema.target, "predicted", error, *["led by"] * gated, *columns]
     rows = []
     for i in worst(facts.losses, _WORST):
         if facts.schema.task == "classification":
@@ -353,9 +354,8 @@ def _worst(facts: Facts) -> dict[str, Any]:
         led = f"{facts.names[lead]} ({facts.weights[i, lead]:.0%})"
         row = facts.frame.iloc[int(i)]
         number = int(facts.frame.index[int(i)]) + 1
-        rows.append(
-            [str(number), truth, said, f"{off:.4g}", led] + [_cell(row[name]) for name in columns]
-        )
+        cells = [_cell(row[name]) for name in columns]
+        rows.append([str(number), truth, said, f"{off:.4g}", *[led] * gated, *cells])
     return {"head": head, "rows": rows, "left_out": len(facts.schema.names) - len(columns)}
 
 
