@@ -46,6 +46,7 @@ def test_it_prints_numbers_and_writes_its_picture(name, example, tmp_path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*hardly used after epoch")  # after so few steps
 def test_the_transformer_prints_a_row_for_each_model(example, tmp_path, capsys):
     main = example("char_transformer").main
     main(["--steps", "2", "--folder", str(tmp_path)])

@@ -30,6 +30,7 @@ STEPS = {
     "gated": lambda x, w, b, g: functional.silu(torch.matmul(x, w)) * x,
     "norm": lambda x, w, b, g: (x - x.mean(-1, keepdim=True)) * g,
     "second reader": lambda x, w, b, g: (lambda y: y + (y + b))(torch.matmul(x, w)),
+    "weighted bias": lambda x, w, b, g: torch.add(x, b, alpha=2) + torch.add(1.0, g),
     "softmax": lambda x, w, b, g: functional.softmax(x, dim=-1) + b,
     "halves": lambda x, w, b, g: torch.matmul(torch.cat(x.split([1, D - 1], dim=-1), dim=-1), w),
 }

@@ -277,7 +277,8 @@ class MixtureClassifier(ClassifierMixin, _MixtureEstimator):
 
     def predict(self, X: Tensor) -> np.ndarray:
         """Returns the most probable class of every row, `(n,)`."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        p = self.predict_proba(X)
+        return self.classes_[p.argmax(axis=1)]
 
 
 class MixtureRegressor(RegressorMixin, _MixtureEstimator):

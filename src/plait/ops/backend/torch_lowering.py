@@ -284,22 +284,27 @@ def _spread(variable, rank):
     return _apply(_Spread, stack, variable.runs)
 
 
-def _product(runs, x, w):
+def _product(runs, x, w, **options):
     if not (isinstance(x, _Rows) and isinstance(w, _Variable) and w.ndim == 2 and x.ndim > 1):
         raise NotLoweredError("matmul")
+    if options:
+        raise NotLoweredError("matmul with options")
     return _apply(_Product, _plain(x), w.stack, runs)
 
 
-def _add(runs, x, b):
-    if isinstance(x, _Variable):
-        x, b = b, x
-    if type(x) is _Rows and b.ndim == 1 and x.ndim > 1 and x.shape[-1] == b.shape[0]:
-        return _apply(_Add, _plain(x), b.stack, runs)
-    return _pointwise(torch.add, (x, b), {}, [b])
+def _add(runs, x, b, **options):
+    rows, variable = (b, x) if isinstance(x, _Variable) else (x, b)
+    bias = type(rows) is _Rows and rows.ndim > 1 and variable.ndim == 1
+    if bias and rows.shape[-1] == variable.shape[0] and not options:
+        return _apply(_Add, _plain(rows), variable.stack, runs)
+    return _pointwise(torch.add, (x, b), options, [variable])
 
 
-def _einsum(runs, equation, x, w):
+def _einsum(runs, equation, *operands):
     """A product over the last axes of the rows, as in `abc,cd->abd`."""
+    if len(operands) != 2 or not isinstance(equation, str) or "->" not in equation:
+        raise NotLoweredError("einsum")
+    x, w = operands
     given, out = equation.replace(" ", "").split("->")
     left, right = given.split(",")
     kept = [letter for letter in left if letter not in right]
@@ -308,11 +313,11 @@ def _einsum(runs, equation, x, w):
         raise NotLoweredError("einsum")
     if not (isinstance(x, _Rows) and isinstance(w, _Variable) and out == "".join(kept) + new):
         raise NotLoweredError("einsum")
+    if not (summed and new):
+        raise NotLoweredError("einsum")
     rows = _plain(x).flatten(len(kept)) if len(summed) > 1 else _plain(x)
     stack = w.stack.flatten(1, len(summed)) if len(summed) > 1 else w.stack
     stack = stack.flatten(2) if len(new) > 1 else stack
-    if rows.ndim < 2 or not new:
-        raise NotLoweredError("einsum")
     y = _apply(_Product, rows, stack, runs)
     return y.unflatten(-1, w.shape[len(summed) :]) if len(new) > 1 else y
 
@@ -382,10 +387,10 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(["reshape", "view", "flatten"], _reshape),
 }
 _NAMES = """
-abs add celu clamp clone contiguous cos div divide dropout elu eq erf exp expm1 full_like ge gelu gt
-hardsigmoid hardswish hardtanh le leaky_relu log log1p logical_and logical_not logical_or logsigmoid
-lt maximum minimum mul multiply ne neg negative ones_like pow radd reciprocal relu relu6 rmul rpow
-rsqrt rsub rtruediv selu sigmoid sign silu sin softplus sqrt square sub subtract tanh tanhshrink to
-true_divide truediv where zeros_like
+abs add celu clamp clone contiguous cos detach div divide dropout elu eq erf exp expm1 full_like ge
+gelu gt hardsigmoid hardswish hardtanh le leaky_relu log log1p logical_and logical_not logical_or
+logsigmoid lt maximum minimum mul multiply ne neg negative ones_like pow radd reciprocal relu relu6
+rmul rpow rsqrt rsub rtruediv selu sigmoid sign silu sin softplus sqrt square sub subtract tanh
+tanhshrink to true_divide truediv where zeros_like
 """
 _POINTWISE = frozenset(_NAMES.split())
