@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import plait
 
 
@@ -12,6 +14,7 @@ def test_public_names_resolve_and_are_listed():
     assert set(plait.__all__) <= set(dir(plait))
 
 
+@pytest.mark.slow
 def test_importing_plait_leaves_the_top_floor_alone():
     program = (
         "import sys, plait; print([m for m in sys.modules if "

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # Rich comes with Keras, SciPy with JAX.
 BLOCKED = ["typer", "pandas", "pyarrow", "jinja2", "matplotlib", "sklearn", "keras_hub"]
 
@@ -25,6 +27,7 @@ print(mix.gate_weights(numpy.ones((4, 3))).shape)
 '''
 
 
+@pytest.mark.slow
 def test_core_runs_with_every_extra_blocked():
     result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert result.stdout.strip() == "(4, 2)", result.stderr
@@ -38,6 +41,7 @@ def test_command_line_names_the_missing_extra():
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_estimators_name_the_missing_extra():
     program = PROGRAM + "import plait.sklearn\n"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -45,6 +49,7 @@ def test_estimators_name_the_missing_extra():
     assert "pip install plait[sklearn]" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_core_does_not_import_the_estimators():
     program = "import sys, plait\nprint([name for name in sys.modules if 'plait.sklearn' in name])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -175,7 +175,9 @@ def test_an_unknown_label_in_a_table_to_report_on(refused, fitted, mixed, tmp_pa
     assert not (tmp_path / "r.html").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupt_during_training_leaves_the_old_output_alone(tmp_path, number):
     """A real process, a real Ctrl-C: exit code 130, nothing half-written."""
     out = tmp_path / "m.keras"

@@ -45,7 +45,9 @@ def test_folds_keep_groups_whole_and_many_rows_need_one():
     [
         ("network", "mlp"),
         ("average", "mlp"),
-        *[("mixture", g) for g in ("linear", "mlp", "constant")],
+        ("mixture", "mlp"),
+        pytest.param("mixture", "linear", marks=pytest.mark.slow),
+        pytest.param("mixture", "constant", marks=pytest.mark.slow),
     ],
 )
 def test_a_copy_learns_from_its_own_rows_alone_and_stands_alone(rng, name, gate):

@@ -22,7 +22,15 @@ PATHS = {
     ),
     "sparse in a loop": ({"execution": "loop", "router": plait.routers.TopK(K)}, K),
 }
-every_template = pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.__name__)
+# Each has a sibling that stays fast.
+SLOW = ["conv1d", "depthwise_conv2d", "separable_conv2d", "pooling", "lstm", "residual", "nested"]
+every_template = pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(t, id=t.__name__, marks=[pytest.mark.slow] * (t.__name__ in SLOW))
+        for t in TEMPLATES
+    ],
+)
 
 
 def drawn(template):

@@ -34,7 +34,10 @@ FAMILIES = {
     ),
     "GptOss": ("GptOss", SIZE | {"num_experts": 4, "top_k": 2, "head_dim": 8}, False),
 }
-family = pytest.mark.parametrize("family", FAMILIES)
+SLOW = ["QwenMoe", "Qwen3Moe, some layers dense"]
+family = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+)
 
 
 def make(family, rng, **changes):

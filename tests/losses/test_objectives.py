@@ -125,7 +125,12 @@ def case(draw, rng, shape, routed, dtype="float32"):
     return y, weights, outputs
 
 
-SHAPES = [((5, U), 1), ((4, 3, U), 1), ((4, 3, U), 2), ((2, 3, 2, U), 3)]
+SHAPES = [
+    ((5, U), 1),
+    pytest.param((4, 3, U), 1, marks=pytest.mark.slow),
+    ((4, 3, U), 2),
+    pytest.param((2, 3, 2, U), 3, marks=pytest.mark.slow),
+]
 
 
 @every_family

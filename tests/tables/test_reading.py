@@ -53,6 +53,7 @@ def test_texts_of_a_csv_file_stay_as_they_stand(tmp_path):
     assert frame["none"].tolist() == ["None", "x"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_a_csv_file():
     def peak(rows):
         stream = io.BytesIO(b"a,b\n" + b"1.5,2.5\n" * rows)

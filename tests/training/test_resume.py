@@ -62,6 +62,7 @@ def test_resumes_exactly(tmp_path, epoch):
     assert_equal_states(resuming.state(resumed), resuming.state(whole))
 
 
+@pytest.mark.slow
 def test_resumes_after_a_kill(tmp_path):
     """The process dies in the middle, another one takes over with other random numbers."""
     root = Path(__file__).parents[2]
