@@ -95,7 +95,14 @@ def stack_of(layer, rng):
     )
 
 
-@pytest.mark.parametrize("name", LAYERS)
+VARIANTS = ("strided", "causal", "same", "dilated", "1d")
+EACH_LAYER = [
+    pytest.param(name, marks=[pytest.mark.slow] * any(word in name for word in VARIANTS))
+    for name in LAYERS
+]
+
+
+@pytest.mark.parametrize("name", EACH_LAYER)
 def test_a_layer_called_for_all_experts_equals_one_call_each(name):
     """Outputs, updated state, and gradients to variables and inputs."""
     rng = np.random.default_rng()

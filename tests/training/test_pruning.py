@@ -89,8 +89,13 @@ def over_the_kept(mix, x, kept=KEPT):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+SLOW = ["looped", "stacked"]
+
+
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize(
+    "experts", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in EXPERTS]
+)
 def test_equals_the_old_mixture_over_the_experts_that_remain(experts, gate, rng, tmp_path):
     mix, x = make(experts, gate, rng)
     before = mix.predict(x, verbose=0)
