@@ -27,19 +27,19 @@ demo: $(VENV)/.demo
 
 test: lint $(addprefix test-,$(BACKENDS))
 
-# Slow tests run on PyTorch, which compiles nothing. The command line and what it is made of run on
-# JAX and PyTorch. `make test-slow` runs the rest.
+# The command line and what it is made of run on JAX and PyTorch. `make test-slow` runs the rest.
 FAST := -m 'not slow'
 COMMAND_LINE := cli report tables sklearn plots
 # A thread for each worker: more would wait for each other.
 $(BACKENDS:%=test-%) test-slow: export OMP_NUM_THREADS ?= 1
-test-jax: export PYTEST_ADDOPTS ?= $(FAST)
+test-jax test-torch: export PYTEST_ADDOPTS ?= $(FAST)
 test-tensorflow: export PYTEST_ADDOPTS ?= $(FAST) $(COMMAND_LINE:%=--ignore=tests/%)
 
 $(BACKENDS:%=test-%): test-%: $(VENV)/.dev
 	KERAS_BACKEND=$* $(PYTEST)
 
 test-slow: $(VENV)/.dev
+	KERAS_BACKEND=torch $(PYTEST) -m slow
 	KERAS_BACKEND=jax $(PYTEST) -m slow
 	KERAS_BACKEND=tensorflow $(PYTEST) -m slow
 	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow" $(COMMAND_LINE:%=tests/%)

@@ -164,7 +164,7 @@ def generator(x, y):
 
 
 @pytest.mark.parametrize("source", [Batches, tf_data, torch_loader, generator])
-@pytest.mark.parametrize("execution", ["stacked", "sparse"])
+@pytest.mark.parametrize("execution", [pytest.param("stacked", marks=pytest.mark.slow), "sparse"])
 def test_data_of_any_source_is_fitted(source, execution, data):
     x, y = data
     mixture = mixture_of(execution)

@@ -83,7 +83,10 @@ def stays_and_learns(experts, rng, execution="auto"):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(
+    "execution",
+    [pytest.param(e, marks=[pytest.mark.slow] * (e == "loop")) for e in EXECUTIONS],
+)
 def test_experts_of_one_kind(kind, execution, rng):
     stays_and_learns([kind(), kind()], rng, execution)
 

@@ -136,7 +136,7 @@ class ByFirstFeature(keras.layers.Layer):
 
 @pytest.mark.parametrize("steps", [(), (3,)], ids=["examples", "steps"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_expert_never_sees_a_row_that_did_not_choose_it(steps, execution, training, rng):
     """An infinity that is computed anywhere poisons the gradient, even when multiplied by zero."""
     experts = [Fussy(number) for number in range(4)]

@@ -297,7 +297,9 @@ def test_a_mask_made_inside_the_experts_leaves_the_mixture(execution):
     np.testing.assert_array_equal(model.predict(IDS, verbose=0), IDS != 0)
 
 
-@pytest.mark.parametrize("gate", ["uniform", "constant", None])
+@pytest.mark.parametrize(
+    "gate", [pytest.param("uniform", marks=pytest.mark.slow), "constant", None]
+)
 @pytest.mark.parametrize("router", [None, "top_k"])
 @every_execution
 def test_a_mask_of_the_input_reaches_the_experts(execution, router, gate, rng):
