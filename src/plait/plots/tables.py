@@ -34,7 +34,8 @@ def plot_importance(found: Importance, names: Sequence[str], unit: str) -> Any:
     axes.barh(
         place - 0.2, found.loss[order] / scale, 0.38, label=f"rise of the {unit} (1 = {scale:.3g})"
     )
-    axes.barh(place + 0.2, found.gate[order], 0.38, label="weight that moves", color="#9aa5b1")
+    if found.gate.any():
+        axes.barh(place + 0.2, found.gate[order], 0.38, label="weight that moves", color="#9aa5b1")
     axes.set_yticks(place, [names[i][:18] for i in order])
     axes.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=1, frameon=False)

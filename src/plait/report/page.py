@@ -309,10 +309,10 @@ def _drivers(facts: Facts) -> list[Picture]:
             unit,
             label="Which columns matter",
         )
-        text = (
-            "What shuffling one column among the rows does to the loss, and to the gate (the share "
-            "of the weight that moves to other experts)."
-        )
+        text = "What shuffling one column among the rows does to the loss"
+        if _gated(facts):
+            text += ", and to the gate (the share of the weight that moves to other experts)"
+        text += "."
         found.append(Picture("Which columns matter", text, svg))
     if classified:
         k = len(schema.classes)
