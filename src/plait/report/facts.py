@@ -82,6 +82,8 @@ def gather(
     chosen = (schema.record or {}).get("chosen", "mixture")
     name = {"network": "one network", "average": "networks averaged"}.get(chosen, "mixture")
     table = scores(predictions, outputs, y, schema.task, reference, list(baseline.names), name)
+    if len(baseline.names) == 1:
+        table = table[:1]  # the others are the same network
     each = losses(predictions, y, schema.task)
     return Facts(
         schema,
