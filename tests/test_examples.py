@@ -69,5 +69,5 @@ def test_the_page_shows_every_picture_and_none_is_large():
     for name in (*TABLE, "char_transformer"):
         picture = PICTURES / f"{name}.svg"
         assert f"](gallery/{name}.svg)" in page
-        assert f"../examples/{name}.py" in page
+        assert f"`examples/{name}.py`" in page
         assert picture.stat().st_size < 100_000

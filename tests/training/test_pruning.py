@@ -204,7 +204,7 @@ def test_without_its_dead_experts_a_mixture_explains_as_much(gate, rng):
     kept = [0, 1]
     pruned.compile("adam", MixtureNLL(families.Gaussian(scale=found.scales[kept])))
     explained = -64 * pruned.evaluate(x, y, verbose=0)
-    assert explained == pytest.approx(found.log_likelihood, rel=1e-3)
+    assert explained == pytest.approx(found.log_likelihood, rel=5e-3)
     again = pruned.fit_em(x, y, max_iterations=2, verbose=0)
     assert not again.dead
 
