@@ -12,19 +12,17 @@ from numpy.typing import ArrayLike
 
 from plait.errors import message
 from plait.losses import MixtureNLL, families
-from plait.training.em_by_batch import ExpertsByBatch, Explained, GateByBatch, Rows, class_weights
+from plait.training.em_by_batch import ExpertsByBatch, Explained, GateByBatch, Rows
 from plait.training.em_experts import State, experts_of
 from plait.training.em_gates import gate_of
 from plait.training.em_gradient import GradientSteps
+from plait.training.em_rows import read, rows_of
 from plait.training.on_disk import in_file
 from plait.training.regression import Array
 from plait.training.streams import (
-    Data,
-    as_array,
     folder_of,
     is_stream,
     no_stream_arguments,
-    stored,
 )
 from plait.typing import Nested
 
@@ -162,17 +160,17 @@ def fit_em(
             weights = (sample_weight, "Yield sample weights as the third part of a batch")
             target = (y, "Yield the target beside the input")
             no_stream_arguments("fit_em", y=target, sample_weight=weights)
-            rows, first = _read(x, steps_per_epoch, files, class_weight)
+            rows, first = read(x, steps_per_epoch, files, class_weight)
             batch_size = batch_size or first
         else:
             _check_no_steps(steps_per_epoch)
-            rows = _rows_of(x, y, sample_weight, class_weight)
+            rows = rows_of(x, y, sample_weight, class_weight)
         _check(mixture, rows.x)
         held_out = None
         if is_stream(validation_data):
-            held_out, _ = _read(validation_data, validation_steps, files, name="validation_data")
+            held_out, _ = read(validation_data, validation_steps, files, name="validation_data")
         elif validation_data is not None:
-            held_out = _rows_of(*validation_data)
+            held_out = rows_of(*validation_data)
         folder = folder_of(files) if in_file(rows[:2]) else None
         return _fit(
             mixture, rows, held_out, folder, family=families.get(family), restarts=restarts,
@@ -510,93 +508,6 @@ def _result(mixture: "Mixture", best: _Run, finals: list[float], parts: _Parts) 
         icl=bic + 2.0 * parts.entropy(best.responsibilities),
         scales=parts.scales(),
     )
-
-
-def _read(
-    x: Any,
-    steps: int | None,
-    files: contextlib.ExitStack,
-    class_weight: Mapping[int, float] | None = None,
-    name: str = "x",
-) -> tuple[Rows, int]:
-    """Returns the rows of a dataset or generator that count, in files, and its batch size."""
-
-    def keep(batch: Data) -> Data:
-        return Data(*_counted(*batch, class_weight))
-
-    found = stored(x, steps, files, "fit_em", name, keep)
-    return Rows(*found.data), found.batch_size
-
-
-def _rows_of(
-    x: Nested,
-    y: Nested,
-    sample_weight: ArrayLike | None = None,
-    class_weight: Mapping[int, float] | None = None,
-) -> Rows:
-    """Returns the rows of arrays that count; those in files stay there, whatever they weigh."""
-    x, y = (keras.tree.map_structure(as_array, part) for part in (x, y))
-    in_files = in_file((x, y))
-    rows = _counted(x, y, sample_weight, class_weight, leave_out=not in_files)
-    if not rows.sample_weight.any():
-        raise ValueError(
-            message(
-                "`sample_weight` of fit_em must be finite, not negative and not all zero",
-                "zeros alone",
-                "Use the number of rows that each row counts as, 0 to leave it out",
-            )
-        )
-    return rows._replace(x=x, y=y) if in_files else rows
-
-
-def _counted(
-    x: Nested,
-    y: Nested,
-    sample_weight: ArrayLike | None = None,
-    class_weight: Mapping[int, float] | None = None,
-    leave_out: bool = True,
-) -> Rows:
-    """Returns rows with their weights `(n,)`, without those that weigh nothing.
-
-    Raises:
-        ValueError: If the weights are not one number for each row, finite and not negative.
-    """
-    y = np.asarray(y)
-    if class_weight is not None:
-        if sample_weight is not None:
-            raise ValueError(
-                message(
-                    "fit_em takes `class_weight` or `sample_weight`",
-                    "both",
-                    "Multiply the sample weights by those of the classes",
-                )
-            )
-        sample_weight = class_weights(y, class_weight)
-    if sample_weight is None:
-        return Rows(x, y, np.ones(len(y)))
-    weights = np.asarray(sample_weight, "float64")
-    if weights.shape != (len(y),):
-        raise ValueError(
-            message(
-                f"`sample_weight` of fit_em must be one number for each of the {len(y)} rows",
-                f"sample_weight of shape {weights.shape}",
-                f"Use a sample_weight of shape {(len(y),)}",
-            )
-        )
-    wrong = ~(np.isfinite(weights) & (weights >= 0))
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(
-            message(
-                "`sample_weight` of fit_em must be finite, not negative and not all zero",
-                f"{weights[row]} for row {row}",
-                "Use the number of rows that each row counts as, 0 to leave it out",
-            )
-        )
-    if weights.all() or not leave_out:
-        return Rows(x, y, weights)
-    kept = weights > 0
-    return Rows(keras.tree.map_structure(lambda leaf: leaf[kept], x), y[kept], weights[kept])
 
 
 def _check_no_steps(steps_per_epoch: int | None) -> None:
