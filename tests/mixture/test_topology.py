@@ -242,3 +242,53 @@ def test_a_list_of_selectors_has_one_for_each_expert():
     experts = [keras.layers.Dense(U) for _ in "ab"]
     with pytest.raises(ValueError, match=r"each of the 2 experts. Received: 3 entries"):
         plait.Mixture(experts, expert_inputs=["a", "b", "c"])
+
+
+def of_a_and_b(order, units, activation=None):
+    """A model of inputs named a (4 wide) and b (6 wide), in a list or a dict of that order."""
+    named = {"a": keras.Input((4,), name="a"), "b": keras.Input((6,), name="b")}
+    flat = keras.layers.Concatenate()([named["a"], named["b"]])
+    outputs = keras.layers.Dense(units, activation=activation)(flat)
+    given = {
+        "list": [named[key] for key in order[1]],
+        "dict": {key: named[key] for key in order[1]},
+    }
+    return keras.Model(given[order[0]], outputs)
+
+
+@pytest.mark.parametrize("gate_order", [("list", "ab"), ("list", "ba"), ("dict", "ba")])
+@pytest.mark.parametrize("expert_order", [("list", "ab"), ("list", "ba"), ("dict", "ab")])
+def test_a_dict_is_paired_by_name_with_models_of_any_order(expert_order, gate_order, rng, tmp_path):
+    experts = [of_a_and_b(("list", "ab"), U), of_a_and_b(expert_order, U)]
+    gate = of_a_and_b(gate_order, 2, "softmax")
+    x = data(rng, {"b": 6, "a": 4})
+    mixture = plait.Mixture(experts, gate)
+    expected = as_numpy(merged(gate(x), [expert(x) for expert in experts]))
+    np.testing.assert_allclose(as_numpy(mixture(x)), expected, atol=1e-5)
+    mixture.save(tmp_path / "mixture.keras")
+    loaded = keras.saving.load_model(tmp_path / "mixture.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-5)
+
+
+def test_a_gate_of_named_inputs_takes_a_dict_of_parts(rng, tmp_path):
+    experts = [net(rng, 6), net(rng, 6)]
+    gate = of_a_and_b(("dict", "ba"), 2, "softmax")
+    mixture = plait.Mixture(
+        experts, gate, expert_inputs="text", gate_inputs={"a": "size", "b": ("text",)}
+    )
+    x = data(rng, {"text": 6, "size": 4})
+    weights = gate({"a": x["size"], "b": x["text"]})
+    expected = as_numpy(merged(weights, [expert(x["text"]) for expert in experts]))
+    np.testing.assert_allclose(as_numpy(mixture(x)), expected, atol=1e-5)
+    mixture.save(tmp_path / "mixture.keras")
+    loaded = keras.saving.load_model(tmp_path / "mixture.keras")
+    assert loaded.gate_inputs == {"a": "size", "b": ("text",)}
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_list_for_a_model_of_named_inputs_says_how_to_name_them(order, rng):
+    gate = of_a_and_b(("dict", order), 2, "softmax")
+    mixture = plait.Mixture([net(rng, 4)] * 2, gate, expert_inputs="a", gate_inputs=["a", "b"])
+    with pytest.raises(ValueError, match=r"keys \['a', 'b'\].*list of 2.*gate_inputs=\{'a': …"):
+        mixture(data(rng, {"a": 4, "b": 6}))

@@ -6,16 +6,18 @@ from typing import TypeAlias
 from plait.errors import message
 from plait.typing import Nested
 
-Selector: TypeAlias = str | int | tuple[str | int, ...] | list["Selector"] | None
-"""`None` for the whole input; a key or position; a path of these; a list of any of these."""
+Selector: TypeAlias = (
+    str | int | tuple[str | int, ...] | list["Selector"] | dict[str, "Selector"] | None
+)
+"""`None` for the whole input; a key or position; a path of these; a list or dict of any of them."""
 
 
 def selectors(expert_inputs: Selector, num_experts: int) -> list[Selector]:
     """Returns one selector that all experts share, or one for each of them.
 
     Args:
-        expert_inputs: `None`, a key, a position or a path for all experts; or a list with one of
-            these, or a list of these, for each expert.
+        expert_inputs: `None`, a key, a position, a path or a dict for all experts; or a list with
+            one of these, or a list of these, for each expert.
         num_experts: Number of experts, `e`.
 
     Raises:
@@ -41,7 +43,7 @@ def select(inputs: Nested, selector: Selector, reader: str) -> Nested:
     Args:
         inputs: A tensor or a structure of tensors.
         selector: `None` for the whole input; a key or a position; a tuple of these, which is a
-            path into a nested input; or a list of any of these, which gives a list.
+            path into a nested input; or a list or dict of any of these, which gives a list or dict.
         reader: What reads it, for the error text.
 
     Raises:
@@ -53,9 +55,13 @@ def select(inputs: Nested, selector: Selector, reader: str) -> Nested:
     3
     >>> select([10, 20, 30], [2, 0], "the gate")
     [30, 10]
+    >>> select([10, 20, 30], {"left": 2, "right": 0}, "the gate")
+    {'left': 30, 'right': 10}
     """
     if selector is None:
         return inputs
+    if isinstance(selector, dict):
+        return {key: select(inputs, part, reader) for key, part in selector.items()}
     if isinstance(selector, list):
         return [select(inputs, part, reader) for part in selector]
     part = inputs
@@ -101,9 +107,11 @@ def select_each(inputs: Nested, chosen: Sequence[Selector]) -> list[Nested]:
 
 
 def to_config(selector: Selector) -> Nested:
-    """Returns a selector in a form that JSON keeps: a path is marked as one."""
+    """Returns a selector in a form that JSON keeps: paths and dicts are marked as such."""
     if isinstance(selector, tuple):
         return {"path": list(selector)}
+    if isinstance(selector, dict):
+        return {"parts": {key: to_config(part) for key, part in selector.items()}}
     if isinstance(selector, list):
         return [to_config(part) for part in selector]
     return selector
@@ -111,8 +119,10 @@ def to_config(selector: Selector) -> Nested:
 
 def from_config(config: Nested) -> Selector:
     """Returns the selector that `to_config` was given."""
-    if isinstance(config, dict):
+    if isinstance(config, dict) and "path" in config:
         return tuple(config["path"])
+    if isinstance(config, dict):
+        return {key: from_config(part) for key, part in config["parts"].items()}
     if isinstance(config, list):
         return [from_config(part) for part in config]
     return config

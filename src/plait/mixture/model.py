@@ -73,9 +73,10 @@ class Mixture(OfExperts, PartsModel):
             `None`, `"constant"` and `"uniform"` ask for, which get `Softmax()`. Else a
             `plait.routers.Router`, its name or config.
         expert_inputs: What of a structured input the experts read: a key or position, a tuple of
-            these as a path into a nested input, or a list with one of these (or a list of them)
-            for each expert. `None` is the whole input.
-        gate_inputs: What the gate reads: as one entry of `expert_inputs`; a list is several parts.
+            these as a path into a nested input, a dict of these, or a list with one of these (or a
+            list of them) for each expert. `None` is the whole input.
+        gate_inputs: What the gate reads: as one entry of `expert_inputs`. A list is several parts,
+            for a gate whose inputs are a list; a dict of parts is for one whose inputs are a dict.
         present: Which experts have their view of an example, where views may be missing. `None`:
             all. A key or position: an input of shape `(b, e)`, 1 where the expert's view is there
             and 0 where it is missing. `"not_nan"`: a view is missing where all its numbers are NaN,

@@ -13,7 +13,7 @@ from plait.mixture.base import BaseModel
 from plait.mixture.build import note_namesakes
 from plait.mixture.forward import Fed, Parts, run_every
 from plait.mixture.inputs import select_each
-from plait.mixture.specs import as_rows, specs_of
+from plait.mixture.specs import as_rows, input_names, specs_of
 from plait.mixture.state import MixtureState
 from plait.ops.routing import Routing
 from plait.ops.shapes import map_shapes
@@ -54,6 +54,9 @@ class OfExperts(BaseModel):
     def build_early(self, gates_read_whole: bool) -> None:
         """Builds at once where the first expert has a known input, which all read whole.
 
+        Models whose inputs have the same names in another order, or in a dict beside a list, wait
+        for the first call: a dict is paired by name.
+
         Args:
             gates_read_whole: Whether the gates read all of the input.
         """
@@ -63,6 +66,8 @@ class OfExperts(BaseModel):
         if not (reads_whole and graph and first.built):
             return
         inputs = first.inputs[0] if isinstance(first, keras.Sequential) else first.input
+        if any(_pairs_by_name(first, other) for other in [*state.given, *self.other_layers()]):
+            return
         state.input_dtype = tree.map_structure(lambda spec: spec.dtype, inputs)
         self.build(tree.map_structure(lambda spec: tuple(spec.shape), inputs))
 
@@ -285,3 +290,11 @@ class OfExperts(BaseModel):
             for variable, value in zip(self.variables, before, strict=True):
                 variable.assign(value)
             raise
+
+
+def _pairs_by_name(first: keras.layers.Layer, other: keras.layers.Layer) -> bool:
+    """Whether the inputs of two models go together by their names alone."""
+    names, others = input_names(first), input_names(other)
+    if names is None or others is None or sorted(names) != sorted(others):
+        return False
+    return names != others or type(first.input) is not type(other.input)

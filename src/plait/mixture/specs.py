@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import tree
 
+from plait.compat import is_functional
 from plait.errors import message
 from plait.experts.initialization import copy_of
 from plait.ops.backend import SHAPE_ERRORS
@@ -31,10 +32,43 @@ def _as_keras_converts(dtype: str) -> str:
 
 
 def output_specs(layer: keras.layers.Layer, inputs: Nested) -> Nested:
-    """Returns what a layer gives for symbolic inputs, and builds it if it is not built."""
+    """Returns what a layer gives for symbolic inputs, and builds it if it is not built.
+
+    Raises:
+        ValueError: If a model of named inputs is given a list: Keras would pair them as sorted.
+    """
+    check_names(layer, inputs)
     if not layer.built:
         return layer(inputs)
     return layer.compute_output_spec(inputs)
+
+
+def check_names(layer: keras.layers.Layer, inputs: Nested) -> None:
+    """Checks that a model whose inputs are a dict is not given a list of several.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if not is_functional(layer) or not isinstance(layer.input, dict):
+        return
+    if isinstance(inputs, (list, tuple)) and len(inputs) > 1:
+        names = sorted(layer.input)
+        as_dict = "{" + ", ".join(f"{name!r}: …" for name in names) + "}"
+        raise ValueError(
+            message(
+                f"The model {layer.name!r} reads a dict with the keys {names}",
+                f"a list of {len(inputs)} inputs",
+                f"Name the part that each key reads, as in gate_inputs={as_dict} or in an entry of "
+                "expert_inputs, or leave the argument out where the mixture's input has these keys",
+            )
+        )
+
+
+def input_names(layer: keras.layers.Layer) -> list[str] | None:
+    """Returns the names of a model's several inputs, in its order; `None` of other layers."""
+    if not is_functional(layer) or not isinstance(layer.input, (dict, list, tuple)):
+        return None
+    return [spec.name for spec in tree.flatten(layer.input)]
 
 
 def takes_single_rows(layer: keras.layers.Layer, row: Nested) -> bool:
