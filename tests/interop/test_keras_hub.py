@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 from tests.gradients import value_and_gradients
 
+from plait.compat import flat_layers
 from plait.interop.keras_hub import sparsify
 
 hub = pytest.importorskip("keras_hub").models
@@ -199,3 +200,33 @@ def test_noise_that_keras_hub_cannot_draw_is_refused(rng):
     assert np.isfinite(logits(sparse, tokens(rng))).all()
     with pytest.raises(ValueError, match=r"router_jitter_noise=0\.1"):
         sparse(tokens(rng), training=True)
+
+
+def test_where_outputs_differ_two_experts_tied(rng):
+    """A rounding of the layer before decides between experts whose scores agree to 7 digits.
+
+    Experts 0 and 1 of the last layer score alike. Tokens for which either is the second of two
+    chosen experts may get another expert than before; all others keep their logits.
+    """
+    dense, sparse = twins("Mixtral", rng, num_layers=2, vocabulary_size=400)
+    router = next(
+        variable
+        for variable in reversed(dense.weights)
+        if variable.path.endswith("sparse_feedforward_gate_dense/kernel")
+    )
+    kernel = ops.convert_to_numpy(router.value).copy()
+    kernel[:, 1] = kernel[:, 0] * (1 + rng.normal(0, 2e-7, len(kernel)))
+    router.assign(kernel)
+    sparse.set_weights(dense.get_weights())
+    x = {"token_ids": rng.integers(1, 400, (8, 64)).astype("int32")}
+    x["padding_mask"] = np.ones((8, 64), "int32")
+    block = [b for b in flat_layers(dense) if type(b).__name__ == "MixtralSparseMoeBlock"][-1]
+    told, call = [], block.call
+    block.call = lambda *args, **kwargs: told.append(call(*args, **kwargs)) or told[-1]
+    expected = logits(dense, x)
+    scores = ops.convert_to_numpy(told[-1][1]).reshape(8, 64, 4)
+    second, third = np.sort(scores, axis=-1)[..., [-2, -3]].transpose(2, 0, 1)
+    tied = second - third < 1e-5 * np.abs(scores).max(axis=-1)
+    differ = np.abs(logits(sparse, x) - expected).max(axis=-1) > 1e-3
+    assert differ.any()
+    assert not (differ & ~tied).any()
