@@ -21,7 +21,9 @@ SCRIPTS = (
     "compile",
     "stacked",
     "lists",
+    "small",
     "sparse",
+    "decode",
     "sparsify",
     "memory",
     "gate",
@@ -85,22 +87,24 @@ def heading(device, dtype):
         f"# Benchmarks: {machine(device)}, {dtype}",
         "",
         f"Made by `python -m benchmarks --device {device} --dtype {dtype}`, which `--scripts NAME`",
-        "lets measure a part again. Ratios are medians of paired runs within one process.",
+        "lets measure a part again. Ratios are medians of paired runs within one process, of wall",
+        "time and of CPU time of all threads; a target is met where both are.",
         "",
         f"- {processor()}, {os.cpu_count()} cores, {dtype}; "
         f"load average at the start {load:.1f}"
         + "".join(f"; {name}={os.environ[name]}" for name in THREADS if name in os.environ),
         f"- Python {platform.python_version()}, " + ", ".join(map(version, PACKAGES)),
         "",
-        "| what | backend | target | measured | met | figures | script |",
-        "|---|---|---|---|---|---|---|",
+        "| what | backend | target | wall | CPU | met | figures | script |",
+        "|---|---|---|---|---|---|---|---|",
     ]
 
 
 def line(row, backend, script):
     """Returns a row of the table."""
     goal = "" if row.target is None else f"{'≥' if row.at_least else '≤'} {row.target:g}"
-    cells = (row.what, backend, goal, f"{row.measured:.3g}", mark(row), row.detail, script)
+    cpu = "" if row.cpu is None else f"{row.cpu:.3g}"
+    cells = (row.what, backend, goal, f"{row.measured:.3g}", cpu, mark(row), row.detail, script)
     return f"| {' | '.join(cells)} |"
 
 
@@ -139,7 +143,7 @@ def table(scripts, backends, device, dtype):
             found, error = run(script, backend, device, dtype)
             lines += [line(row, backend, script) for row in found]
             if error:
-                lines.append(f"| nothing | {backend} | | failed | | {error} | {script} |")
+                lines.append(f"| nothing | {backend} | | failed | | | {error} | {script} |")
             print("\n".join(lines[-(len(found) + bool(error)) or len(lines) :]), flush=True)
             path.write_text("\n".join(lines) + "\n")
     print(f"\nwritten to {path}")

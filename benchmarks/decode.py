@@ -59,26 +59,18 @@ def rows(arguments):
         function, weights = of_model(mix)
         step = compile_step(function, [tensor(x), *weights], False)
         np.testing.assert_allclose(mix.predict_on_batch(x), limit(x), rtol=1e-4, atol=1e-5)
-        value, ours, theirs = ratio(step, lambda x=x, f=limit: f(x), arguments.repeats)
-        yield Row(
-            f"decode, {tokens} tokens, top-2 of {num_experts}, over plain NumPy",
-            value,
-            TARGET,
-            f"{ours:.2f} / {theirs:.2f} ms",
-        )
+        found = ratio(step, lambda x=x, f=limit: f(x), arguments.repeats)
+        what = f"decode, {tokens} tokens, top-2 of {num_experts}, over plain NumPy"
+        yield Row.of(what, found, TARGET, digits=2)
     mix = mixture(256, 128, 256)
     x = rng.normal(size=(8, 128)).astype("float32")
     limit = plain(mix)
     dense = keras.Sequential([keras.Input((128,)), layers.Dense(256), layers.Dense(128)])
     for what, model in (("top-2 of 256", mix), ("one dense net alone", dense)):
         step = lambda model=model: model.predict_on_batch(x)  # noqa: E731
-        value, ours, theirs = ratio(step, lambda: limit(x), arguments.repeats)
-        yield Row(
-            f"predict_on_batch of 8 rows, {what}, over plain NumPy",
-            value,
-            TARGET if model is mix else None,
-            f"{ours:.2f} / {theirs:.2f} ms",
-        )
+        found = ratio(step, lambda: limit(x), arguments.repeats)
+        what = f"predict_on_batch of 8 rows, {what}, over plain NumPy"
+        yield Row.of(what, found, TARGET if model is mix else None, digits=2)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ log-likelihoods differ. The CO2 data are those of 28 countries (mixtools); the r
 
 import math
 from pathlib import Path
-from statistics import median
 
 import keras
 import numpy as np
 
 import plait
 from benchmarks.table import Row, options, show
-from benchmarks.timing import clocks
+from benchmarks.timing import clocks, compared
 
 CO2 = Path(__file__).parent.parent / "tests" / "training" / "co2.csv"
 ROWS, CLASSES, RESTARTS, ITERATIONS = 300, 3, 10, 30
@@ -243,16 +242,13 @@ def case(family, gate, num_experts, x, y, repeats):
         reached["theirs"] = by_hand(family, gate, num_experts, x, y)
 
     ours(), theirs()
-    pairs = np.array([(clocks(ours), clocks(theirs)) for _ in range(repeats)])  # (repeats, 2, 2)
-    wall, cpu = np.median(pairs[:, 0] / pairs[:, 1], axis=0)
-    times = [1e3 * median(pairs[:, who, 0]) for who in (0, 1)]
-    return Row(
-        f"`fit_em` over NumPy by hand: {num_experts} {family} experts, {gate} gate, {len(x)} rows",
-        max(wall, cpu),
-        1.5,
-        f"{times[0]:.0f} / {times[1]:.0f} ms, wall {wall:.2f}, CPU {cpu:.2f}, "
-        f"log-likelihoods differ by {reached['ours'] - reached['theirs']:.0e}",
+    found = compared([(clocks(ours), clocks(theirs)) for _ in range(repeats)])
+    what = (
+        f"`fit_em` over NumPy by hand: {num_experts} {family} experts, {gate} gate, {len(x)} rows"
     )
+    apart = reached["ours"] - reached["theirs"]
+    note = f", log-likelihoods differ by {apart:.0e}"
+    return Row.of(what, found, 1.5, digits=0, note=note)
 
 
 def rows(arguments):

@@ -71,12 +71,11 @@ def rows(arguments):
                 model.compile("sgd", "mse")
             what = f"a list of {number} {size} experts over the recipe"
             steps = [training_step(model, *data(size, BATCH)) for model in pair]
-            value, ours, theirs = ratio(*steps, arguments.repeats)
-            yield Row(f"{what}: training step", value, TARGET, f"{ours:.1f} / {theirs:.1f} ms")
+            yield Row.of(f"{what}: training step", ratio(*steps, arguments.repeats), TARGET)
             x, _ = data(size, 1)
             steps = [lambda model=model, x=x: model.predict_on_batch(x) for model in pair]
-            value, ours, theirs = ratio(*steps, arguments.repeats)
-            yield Row(f"{what}: predict one row", value, TARGET, f"{ours:.2f} / {theirs:.2f} ms")
+            found = ratio(*steps, arguments.repeats)
+            yield Row.of(f"{what}: predict one row", found, TARGET, digits=2)
     for number in NUMBERS:
         ours, theirs = (
             seconds(lambda build=build, number=number: first_step(build, number, "small"))

@@ -1,6 +1,7 @@
 """A training step of 64 stacked experts, over einsum by hand and over the recipe.
 
-Two-layer experts 64 → 64 → 10, batches of 32 and 256, SGD, by `train_on_batch`.
+Two-layer experts 64 → 64 → 10, batches of 32 and 256, SGD, by `train_on_batch`; and
+`predict_on_batch` of one row.
 `KERAS_BACKEND=jax python -m benchmarks.stacked`
 """
 
@@ -31,13 +32,13 @@ def rows(arguments):
             ("a hand-written einsum layer", steps[1], 1.1),
             ("the recipe", steps[2], goal),
         ):
-            value, ours, theirs = ratio(steps[0], other, arguments.repeats)
-            yield Row(
-                f"stacked training step, L = {EXPERTS}, batch {batch}, over {what}",
-                value,
-                target,
-                f"{ours:.1f} / {theirs:.1f} ms",
-            )
+            found = ratio(steps[0], other, arguments.repeats)
+            what = f"stacked training step, L = {EXPERTS}, batch {batch}, over {what}"
+            yield Row.of(what, found, target)
+    x = tensor(rng.normal(size=(1, FEATURES)))
+    ours, hand, _ = (lambda model=model: model.predict_on_batch(x) for model in models)
+    what = f"predict one row, L = {EXPERTS}, over a hand-written einsum layer"
+    yield Row.of(what, ratio(ours, hand, arguments.repeats), 1.5, digits=2)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ class Row(NamedTuple):
 
     Attributes:
         what: What was measured, over what.
-        measured: The ratio, or seconds where `what` says so.
+        measured: The ratio of wall time; or what `what` says.
         target: What it should be at most (a speed-up: at least), or `None` for a bare fact.
         detail: The figures behind the ratio.
         at_least: Whether larger is better.
+        cpu: The ratio of CPU time, where `measured` is one of wall time.
     """
 
     what: str
@@ -27,13 +28,21 @@ class Row(NamedTuple):
     target: float | None = None
     detail: str = ""
     at_least: bool = False
+    cpu: float | None = None
+
+    @classmethod
+    def of(cls, what, found, target=None, *, digits=1, note="", at_least=False):
+        """Returns the row of a `benchmarks.timing.Comparison`."""
+        detail = f"{found.ours:.{digits}f} / {found.theirs:.{digits}f} ms{note}"
+        return cls(what, found.wall, target, detail, at_least, found.cpu)
 
     @property
     def met(self):
-        """Whether the target is met; `None` without one."""
+        """Whether wall and CPU time meet the target; `None` without one."""
         if self.target is None:
             return None
-        return self.measured >= self.target if self.at_least else self.measured <= self.target
+        ratios = [self.measured] if self.cpu is None else [self.measured, self.cpu]
+        return min(ratios) >= self.target if self.at_least else max(ratios) <= self.target
 
 
 def options(description, **defaults):
@@ -89,7 +98,8 @@ def show(rows):
             continue
         sign = "≥" if row.at_least else "≤"
         goal = "" if row.target is None else f" (target {sign} {row.target:g}) {mark(row)}"
-        print(f"{keras.config.backend()}: {row.what}: {row.measured:.3g}{goal}  {row.detail}")
+        cpu = "" if row.cpu is None else f", CPU {row.cpu:.3g}"
+        print(f"{keras.config.backend()}: {row.what}: {row.measured:.3g}{cpu}{goal}  {row.detail}")
 
 
 def mark(row):

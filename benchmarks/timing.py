@@ -1,14 +1,16 @@
 """Two steps timed in turns, compiled, on tensors that are already on the device."""
 
-import statistics
 import time
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 __all__ = [
+    "Comparison",
     "clocks",
+    "compared",
     "compile_step",
     "loss_of",
     "of_model",
@@ -99,13 +101,35 @@ def training_step(model, x, y):
     return lambda: model.train_on_batch(x, y)
 
 
+class Comparison(NamedTuple):
+    """How long a step takes beside another.
+
+    Attributes:
+        wall: The ratio of wall time.
+        cpu: The ratio of CPU time, of all threads together.
+        ours: Milliseconds of wall time of the step.
+        theirs: Milliseconds of wall time of the other.
+    """
+
+    wall: float
+    cpu: float
+    ours: float
+    theirs: float
+
+
 def ratio(step, limit, repeats):
-    """Median of the paired ratios, and the two medians in milliseconds."""
+    """Medians of the paired ratios, of calls in turns."""
     step(), limit()
     step(), limit()
-    pairs = [(seconds(step), seconds(limit)) for _ in range(repeats)]
-    ours, theirs = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
-    return statistics.median(a / b for a, b in pairs), ours, theirs
+    return compared([(clocks(step), clocks(limit)) for _ in range(repeats)])
+
+
+def compared(pairs):
+    """Returns the medians of pairs of wall and CPU seconds of both steps."""
+    turns = np.asarray(pairs)  # turn, step, clock
+    wall, cpu = np.median(turns[:, 0] / turns[:, 1], axis=0)
+    ours, theirs = 1e3 * np.median(turns[:, :, 0], axis=0)
+    return Comparison(*map(float, (wall, cpu, ours, theirs)))
 
 
 def ratio_of_blocks(step, limit, repeats):
@@ -113,15 +137,13 @@ def ratio_of_blocks(step, limit, repeats):
     medians = []
     for each in (step, limit):
         each(), each()
-        medians.append(1e3 * statistics.median(seconds(each) for _ in range(repeats)))
-    return medians[0] / medians[1], *medians
+        medians.append(np.median([clocks(each) for _ in range(repeats)], axis=0))
+    return compared([medians])
 
 
 def seconds(step):
     """Seconds that one call takes."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    return clocks(step)[0]
 
 
 def clocks(step):
