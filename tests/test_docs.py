@@ -36,7 +36,7 @@ def test_output_that_a_page_does_not_print_is_found(tmp_path):
 
 
 def shown(text):
-    """What a page shows that is in no language: code without its comments, output, headings' levels."""
+    """What a page shows in no language: code without comments, output, levels of headings."""
     fenced = re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.M | re.S)
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     return {
