@@ -374,8 +374,8 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
 class GatedRegressor(RegressorMixin, _GatedEstimator):
     """Weighs regressors by the row: `out = Σ_l w_l(x) · f_l(x)`.
 
-    `fit` takes rows `(n, d)` and targets `(n,)`; `predict` returns `(n,)`. As `GatedClassifier`, this
-    is stacking (Wolpert 1992).
+    `fit` takes rows `(n, d)` and targets `(n,)`; `predict` returns `(n,)`. As
+    `GatedClassifier`, this is stacking (Wolpert 1992).
 
     Args:
         estimators: List of (name, regressor).

@@ -16,8 +16,8 @@ class Family(keras.layers.Layer):
     Register it with `keras.saving.register_keras_serializable`, and return the constructor's
     arguments from `get_config`.
 
-    `log_density` takes the target `(1, b, …, u)` and all experts' outputs `(e, b, …, u)`; its result
-    is of the outputs' shape, or `(e, b, …)`.
+    `log_density` takes the target `(1, b, …, u)` and all experts' outputs `(e, b, …, u)`, and
+    returns the outputs' shape, or `(e, b, …)`.
 
     Example:
     >>> import keras, plait
