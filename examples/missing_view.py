@@ -99,7 +99,7 @@ def draw(found, image, folder):
     save(made, "missing_view", folder)
 
 
-def main(steps=1000, seeds=3, folder=PICTURES):
+def main(steps=500, seeds=3, folder=PICTURES):
     """Trains the three, prints their errors by what is there, draws the picture."""
     train, validation, (images, labels) = digits()
     width = equal_width(network, mixture("geometric").count_params())
@@ -111,11 +111,16 @@ def main(steps=1000, seeds=3, folder=PICTURES):
     found = {}
     for name, make in makers.items():
         loss = "sparse_categorical_crossentropy"
-        models, rate = fair(make, train, validation, loss, steps, rates=(0.01, 0.03), seeds=seeds)
+        models, rate = fair(
+            make, train, validation, loss, steps, batch=128, rates=(0.01, 0.03), seeds=seeds
+        )
         print(f"{name}: {models[0].count_params()} parameters, rate {rate}")
         found[name] = {
             state: [
-                np.mean(m.predict(halves(images, present), verbose=0).argmax(-1) != labels)
+                np.mean(
+                    m.predict(halves(images, present), batch_size=512, verbose=0).argmax(-1)
+                    != labels
+                )
                 for m in models
             ]
             for state, present in PATTERNS.items()

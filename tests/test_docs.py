@@ -13,6 +13,7 @@ from tests.test_public_names import MODULES
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.md") if python_blocks(page))
+CHINESE = sorted((DOCS / "zh").glob("*.md"))
 # What the blocks of a page need beyond plait's own extras for tests.
 NEEDS = {"save-export-serve.md": ["onnxruntime", "tensorflow"]}
 
@@ -32,6 +33,37 @@ def test_output_that_a_page_does_not_print_is_found(tmp_path):
     page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
     with pytest.raises(AssertionError):
         run_blocks(page)
+
+
+def shown(text):
+    """What a page shows in no language: code without comments, output, levels of headings."""
+    fenced = re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.M | re.S)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    return {
+        "blocks": [(kind, code_of(body) if kind == "python" else body) for kind, body in fenced],
+        "headings": re.findall(r"^#+(?= )", prose, flags=re.M),
+        "rows of tables": len(re.findall(r"^\|", prose, flags=re.M)),
+    }
+
+
+def code_of(block):
+    """The code of a block without comments, in one style."""
+    return ast.unparse(ast.parse(block))
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.name)
+def test_chinese_pages_show_what_the_english_ones_do(page):
+    """The blocks of the English page are run; what equals them needs no second run."""
+    english, chinese = (DOCS / page.name).read_text(), page.read_text()
+    assert shown(chinese) == shown(english)
+    assert f"](../{page.name})" in chinese
+    assert f"](zh/{page.name})" in english
+
+
+def test_chinese_blocks_that_differ_are_found():
+    english = "# A\n\n```python\nx = 1  # one\n```\n"
+    assert shown(english.replace("# one", "# 一")) == shown(english)
+    assert shown(english.replace("x = 1", "x = 2")) != shown(english)
 
 
 @pytest.mark.parametrize("module", MODULES)

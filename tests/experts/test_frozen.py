@@ -24,6 +24,23 @@ def data(rng, rows=64):
     return x, (x[:, 0] > 0).astype(int)
 
 
+def test_runs_on_the_rows_that_chose_it(rng):
+    calls = []
+
+    def first(x):
+        calls.append(len(x))
+        return x[:, :1]
+
+    x = rng.normal(size=(200, 5)).astype("float32")
+    mix = plait.Mixture([Frozen(first, 1), keras.layers.Dense(1)], router=plait.routers.TopK(1))
+    mix(x)
+    calls.clear()
+    found = as_numpy(mix(x))
+    weights, outputs = mix.gate_weights(x), mix.expert_outputs(x)
+    assert 0 < calls[0] < 200
+    np.testing.assert_allclose(found, np.einsum("be,beu->bu", weights, outputs), atol=1e-5)
+
+
 def test_it_is_called_eagerly_and_in_compiled_steps(rng):
     x, y = data(rng)
     mix = plait.Mixture(

@@ -219,6 +219,17 @@ def test_tables_of_pandas_are_arrays(rng):
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")  # as of any model
+def test_tensors_of_the_backend_are_arrays(rng):
+    x, y = data(rng)
+    models = experts()
+    ours, theirs = (compiled(models, keras.layers.Dense(3)) for _ in range(2))
+    ours.gate.set_weights(theirs.gate.get_weights())
+    tensors = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
+    found = ours.fit_gate(*tensors, shuffle=False, verbose=0).history["loss"]
+    expected = theirs.fit_gate(x, y, shuffle=False, verbose=0).history["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_a_checkpoint_is_a_file_of_the_mixture(rng, tmp_path):
     x, y = data(rng)
     mixture = compiled(experts(), keras.layers.Dense(3))

@@ -27,7 +27,8 @@ class BalanceMonitor(keras.callbacks.Callback):
     some epochs, one warning says where and what to do.
 
     Args:
-        x: Inputs of the model, as for `predict`; a part of the validation data will do.
+        x: Inputs of the model, `(b, …)` each, as for `predict`; a part of the validation data will
+            do.
         threshold: An expert is dead with less than `threshold / e` of all weight.
         patience: For how many epochs in a row experts are dead before the warning.
         batch_size: As in `predict`.

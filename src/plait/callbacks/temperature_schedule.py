@@ -12,6 +12,8 @@ from plait.routers import TemperatureRouter
 class TemperatureSchedule(keras.callbacks.Callback):
     """Sets the temperature of routers before every epoch, and logs it as `temperature`.
 
+    The temperature of `Gumbel` is annealed so (Jang et al. 2017), that of `Softmax` likewise.
+
     From `start` to `end` in equal ratios over `epochs` epochs, then constant. The temperature is
     state of the router: nothing is compiled anew, and it is saved with the model.
 

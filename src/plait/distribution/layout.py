@@ -78,7 +78,8 @@ def layout_map(
 
     Variables of shape `(e, …)` have their first axis split over the mesh's axis `expert_axis`. They
     are found in the model, not by a pattern of names: a renamed layer cannot leave them whole.
-    What else the model has is the same on every device, unless rules are added to the map.
+    What else the model has is the same on every device, unless rules are added to the map. This is
+    expert parallelism (Lepikhin et al. 2021).
 
     Args:
         model: A built model with mixtures at any depth, whose experts are made of a template or

@@ -1,4 +1,4 @@
-"""The schema: what the columns of a table mean to a model, in plain values that fit in a config."""
+"""The schema: how a model encodes the columns of a table, in plain values that fit in a config."""
 
 import dataclasses
 from typing import Any
@@ -18,11 +18,11 @@ class Column:
     Args:
         name: The column's name, also where it is part of a date: `"day (month)"`.
         categories: The texts it may hold, in the order of their codes; `None` for numbers. The
-            empty text stands for an empty cell.
+            empty text is the category of an empty cell.
         mean: What is subtracted from a number.
         scale: What a number is divided by, above zero.
-        fill: What stands in for a missing number; `None` refuses it.
-        optional: Whether a second feature says that the number is missing.
+        fill: The value that replaces a missing number; `None` makes it an error.
+        optional: Whether a second feature marks where the number is missing.
         source: The table's column it is read from, if that has another name.
         part: The part of a date or time, one of `PARTS`, if it is one.
 
@@ -54,14 +54,14 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What the training data alone says is the best that needs no gate.
+    """The best expert and the best constant weights on the training data: rivals of a gate.
 
-    Kept with the model, so that a later score never chooses on the data it is measured on.
+    Stored with the model, so that a later score does not choose them on the rows it is measured on.
 
     Args:
         expert: Index of the expert with the lowest training loss.
         weights: One weight per expert, the best constant ones on the training data.
-        names: What to call each expert in a report.
+        names: The name of each expert in a report.
     """
 
     expert: int
@@ -71,7 +71,7 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """The columns a model reads, and what its output means.
+    """The columns that a model reads, and the meaning of its output.
 
     Args:
         columns: The feature columns, in the order of the model's input.
@@ -82,7 +82,7 @@ class Schema:
         center: Mean of a regression target in the training data.
         spread: Its standard deviation.
         baseline: The best single expert and the best constant weights, once known.
-        record: How the model was made, in JSON values: options, versions, what else was tried.
+        record: How the model was made, in JSON values: options, versions, other candidates.
 
     Example:
     >>> from plait.encoding import Column, Schema
@@ -108,7 +108,7 @@ class Schema:
 
     @property
     def runs(self) -> list[tuple[tuple[Column, ...], int]]:
-        """Neighbouring numbers together, each category alone; each with its first position."""
+        """Groups of columns, each with its first position: adjacent numbers, or one category."""
         found: list[tuple[tuple[Column, ...], int]] = []
         for i, column in enumerate(self.columns):
             last = found[-1][0] if found else ()
@@ -139,7 +139,7 @@ class Schema:
 
     @property
     def texts(self) -> list[str]:
-        """The columns to read as texts whatever they look like, the target among them."""
+        """The columns to read as texts in any case, including the target."""
         found = [column.table_name for column in self.columns if column.categories is not None]
         return found + [self.target] * any(isinstance(label, str) for label in self.classes)
 
@@ -172,11 +172,11 @@ def _column(config: dict[str, Any]) -> Column:
 
 
 def agree(schemas: list[Schema], names: list[str]) -> None:
-    """Raises unless all schemas read the same columns and mean the same output.
+    """Raises unless all schemas have the same columns and the same kind of output.
 
     Args:
         schemas: At least one schema.
-        names: What to call each in an error, for example its file's name.
+        names: The name of each in an error, for example its file's name.
 
     Raises:
         ValueError: Naming the first schema that differs from the first, and in what.

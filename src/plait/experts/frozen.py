@@ -18,17 +18,17 @@ _FILE = "model.skops"
 
 @keras.saving.register_keras_serializable("plait")
 class Frozen(keras.layers.Layer):
-    """A trained model that is no Keras model, as an expert: it predicts and learns nothing.
+    """A trained model that is no Keras model, as an expert that predicts and is not trained.
 
-    `predict` runs in NumPy, outside of what the backend compiles: JAX calls it by `pure_callback`,
-    TensorFlow by `numpy_function` (without XLA), PyTorch as it is. No gradient flows through it, so
-    that a gate on the raw inputs is trained, by `fit` or better by `fit_gate`, which runs each
-    expert once over the data; what lies before a frozen expert is not.
+    `predict` runs in NumPy, outside of what the backend compiles: it is called by
+    `pure_callback` on JAX, by `numpy_function` on TensorFlow (without XLA), and directly on
+    PyTorch. No gradient passes through it: a gate on the raw inputs is trained, by `fit` or better
+    by `fit_gate`, which runs each expert once over the data; layers before a frozen expert are not.
 
-    A `.keras` file holds a scikit-learn model where skops is installed, which writes no pickle; and
-    a function that is registered with `keras.saving.register_keras_serializable`, by its name. Any
-    other function makes `save` an error: save the gate with `save_weights`, and make the mixture
-    anew from the same functions before `load_weights`. An export holds none of them.
+    A `.keras` file holds a scikit-learn model where skops is installed, which uses no pickle, and a
+    function that is registered with `keras.saving.register_keras_serializable`, by its name. With
+    any other function `save` raises: save the gate with `save_weights`, and make the mixture again
+    from the same functions before `load_weights`. Exports do not support either.
 
     Args:
         predict: A fitted scikit-learn model, of which `predict_proba` is called where it has that,
@@ -36,8 +36,8 @@ class Frozen(keras.layers.Layer):
             returns an array `(b, *output_shape)`.
         output_shape: Shape of one row's output, or an integer for `(units,)`. `None` takes that of
             the scikit-learn model: its classes, or one value.
-        classes: What the columns of `predict_proba` stand for, in order: the classes that all
-            experts of a mixture know. One that a classifier has not seen gets the probability zero.
+        classes: The classes of the columns of `predict_proba`, in order, common to all experts of a
+            mixture. A class that a classifier was not trained on gets the probability zero.
         **kwargs: `name` and `dtype` of a Keras layer.
 
     Call arguments:
@@ -78,7 +78,7 @@ class Frozen(keras.layers.Layer):
 
     @property
     def held_by_skops(self) -> bool:
-        """Whether a file would hold the model as skops writes it."""
+        """Whether a file holds the model in the format of skops."""
         return hasattr(self.predict, "get_params")
 
     def call(self, inputs: Nested) -> Tensor:
@@ -143,7 +143,7 @@ class Frozen(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: Config) -> "Frozen":
-        """Returns a layer of what `get_config` gave; `load_assets` brings a scikit-learn model."""
+        """Returns a layer from a config; a scikit-learn model is set later, by `load_assets`."""
         name = config["predict"]
         predict = _NotLoaded() if name is None else keras.saving.get_registered_object(name)
         if predict is None:
@@ -167,7 +167,7 @@ class Frozen(keras.layers.Layer):
         Raises:
             ValueError: If the file holds types that are not trusted.
         """
-        if folder is None:  # Keras comes again for what it failed to load, and reports the last
+        if folder is None:  # Keras retries what it failed to load, and reports the last error
             self._check_loaded()
             return
         path = pathlib.Path(folder) / _FILE
@@ -194,7 +194,7 @@ class Frozen(keras.layers.Layer):
 
     @staticmethod
     def trust(*types: str) -> None:
-        """Lets files of this process hold these types, as skops names them.
+        """Allows these types, named as in skops, in files that this process loads.
 
         Args:
             *types: Names such as `"sklearn.tree._tree.Tree"`.
@@ -206,13 +206,13 @@ _trusted: set[str] = set()
 
 
 class _NotLoaded:
-    """Stands for a scikit-learn model until its file is read."""
+    """A placeholder for a scikit-learn model until its file is read."""
 
     def get_params(self) -> None:
         """Marks the model as one that skops holds."""
 
     def predict(self, x: Nested) -> np.ndarray:
-        """Says that there is no model yet."""
+        """Raises: the model has not been loaded."""
         raise ValueError(
             message(
                 "The model of a frozen expert comes with the file that holds it",
@@ -236,7 +236,7 @@ def _skops(name: str) -> Any:
 
 
 def predictions(predict: Any, x: Nested, classes: Sequence[Any] | None = None) -> np.ndarray:
-    """Returns what a fitted scikit-learn model, or a function, gives for an array.
+    """Returns the predictions of a fitted scikit-learn model, or of a function, for an array.
 
     Args:
         predict: See `Frozen`.

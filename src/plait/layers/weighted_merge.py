@@ -61,6 +61,11 @@ class WeightedMerge(keras.layers.Layer):
     >>> y = plait.layers.WeightedMerge()([weights, np.array([[4.0, 0.0]]), np.array([[0.0, 4.0]])])
     >>> tuple(y.shape), [round(float(v), 4) for v in y[0]]
     ((1, 2), [1.0, 3.0])
+
+    References:
+        Jacobs, Jordan, Nowlan, Hinton (1991), Adaptive mixtures of local experts.
+        Genest, Zidek (1986), Combining probability distributions: a critique and an annotated
+        bibliography.
     """
 
     def __init__(

@@ -14,6 +14,9 @@ class MixtureObjective(keras.losses.Loss):
 
     Pass it to `Mixture.compile(loss=…)`. A member implements `per_example`.
 
+    Where an expert's output is `(b, …, u)`, `per_example` takes the target `(b, …, u)`, the weights
+    `(b, …, e)` and all outputs `(e, b, …, u)`, and returns `(b, …)`.
+
     Args:
         reduction: As in `keras.losses.Loss`: `"sum_over_batch_size"`, `"sum"`,
             `"mean_with_sample_weight"` or `None`.

@@ -17,7 +17,10 @@ class ExpertMean(MixtureObjective):
 
     Each expert is trained on its own error, not on that of the blend: without weights, as the
     members of a deep ensemble are (Lakshminarayanan et al. 2017), and the gate learns nothing; with
-    weights, each the more the gate trusts it.
+    weights, each the more the gate trusts it (Jacobs et al. 1991, eq. 1.2).
+
+    Shapes are those of `MixtureObjective`: weights `(b, …, e)`, outputs `(e, b, …, u)`, and losses
+    `(b, …)`.
 
     Args:
         loss: Keras loss: a name, a function or a `keras.losses.Loss`.

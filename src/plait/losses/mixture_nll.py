@@ -20,6 +20,9 @@ class MixtureNLL(MixtureObjective):
     The model still predicts the blended mean, `Σ_l w_l · E_l[y | x]`. A row whose weights are all
     zero, such as a capacity leaves where it drops a row, has loss zero.
 
+    Shapes are those of `MixtureObjective`: weights `(b, …, e)`, outputs `(e, b, …, u)`, and losses
+    `(b, …)`.
+
     Args:
         family: `"gaussian"`, `"poisson"`, `"bernoulli"`, `"categorical"`, or a
             `plait.losses.families.Family` such as `Gaussian(scale="predicted")`; subclass that to

@@ -54,6 +54,8 @@ class _OfWeights(keras.metrics.Metric):
 class ExpertUsage(_OfWeights):
     """Each expert's share of all weight; the shares sum to one.
 
+    `update_state` takes weights `(b, …, e)`; the result is a dict of `e` scalars.
+
     Args:
         num_experts: Number of experts, `e`.
         name: Expert `l` is logged as `"<name>_<l>"`.
@@ -83,6 +85,8 @@ class ExpertUsage(_OfWeights):
 @keras.saving.register_keras_serializable("plait")
 class DeadExperts(_OfWeights):
     """How many experts have less than a small fraction of an even share of all weight.
+
+    `update_state` takes weights `(b, …, e)`; the result is a scalar.
 
     Args:
         num_experts: Number of experts, `e`.
@@ -125,6 +129,8 @@ class DeadExperts(_OfWeights):
 @keras.saving.register_keras_serializable("plait")
 class GateEntropy(keras.metrics.Mean):
     """The mean entropy of the weights, in nats: 0 where one expert decides, log e where all do.
+
+    `update_state` takes weights `(b, …, e)`; the result is a scalar.
 
     Args:
         name: Name in the logs.

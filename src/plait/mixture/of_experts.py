@@ -1,4 +1,4 @@
-"""What a mixture of one gate and one of several have in common: experts, files, compiling."""
+"""The common base of mixtures with one gate and with several: experts, files, compiling."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 class OfExperts(BaseModel):
     """A Keras model of experts, whose variables are the caller's or its own.
 
-    A subclass sets the attributes, builds the experts in `build`, and says in `other_layers` what
-    it has besides.
+    A subclass sets the attributes, builds the experts in `build`, and returns its other layers from
+    `other_layers`.
 
     Attributes:
-        state: What Keras must not track.
+        state: Attributes that Keras must not track.
         num_experts: Number of experts, `e`.
-        execution: How experts of one architecture run.
+        execution: `"auto"`, `"loop"` or `"stacked"`.
         owned_experts: The layers that own the experts' variables, where the model does.
     """
 
@@ -43,7 +43,7 @@ class OfExperts(BaseModel):
     owned_experts: list[keras.layers.Layer]
 
     def other_layers(self) -> Sequence[keras.layers.Layer]:
-        """Returns the layers with variables that are not of experts: gates, for example."""
+        """Returns the layers with variables other than the experts, such as gates."""
         raise NotImplementedError(f"{type(self).__name__} must implement `other_layers`.")
 
     @property
@@ -72,7 +72,7 @@ class OfExperts(BaseModel):
         self.build(tree.map_structure(lambda spec: tuple(spec.shape), inputs))
 
     def __call__(self, inputs: Nested, *args: Any, **kwargs: Any) -> Nested:
-        """Calls the mixture; an unbuilt one notes the inputs' dtypes, which `build` is not told."""
+        """Calls the mixture; before it is built, stores the inputs' dtypes for `build`."""
         if not self.built:
             self.state.input_dtype = tree.map_structure(
                 lambda leaf: keras.backend.standardize_dtype(getattr(leaf, "dtype", "float32")),
@@ -112,7 +112,7 @@ class OfExperts(BaseModel):
         Args:
             inputs: As for `call`.
             mask: As for `call`.
-            with_outputs: Whether the outputs are asked for; `None` stands in their place if not.
+            with_outputs: Whether the outputs are computed; if not, they are `None`.
 
         Returns:
             The weights, and a structure with leaves `(b, …, e, …, u)`.
@@ -208,14 +208,14 @@ class OfExperts(BaseModel):
             self.state.warn_once(text)
 
     def compile_like(self, other: keras.Model) -> None:
-        """Compiles another model as this one is, with an optimizer of its own that starts anew."""
+        """Compiles another model as this one is, with a new optimizer of the same settings."""
         args, kwargs = self.state.compiled_with
         optimizer = optimizers.anew(self.optimizer)
         kwargs = {name: value for name, value in kwargs.items() if name != "optimizer"}
         other.compile(optimizer, *args[1:], **kwargs)
 
     def get_compile_config(self) -> Config | None:
-        """Returns what `compile` was given, for a file that any backend may read.
+        """Returns the arguments of `compile`, in a form that a file on any backend can hold.
 
         Keras writes the resolved value of `jit_compile="auto"`, which another backend may not take.
         """
@@ -242,9 +242,9 @@ class OfExperts(BaseModel):
     def expert(self, i: int) -> keras.Model:
         """Returns expert `i` as a Keras model.
 
-        An expert that was passed in is returned itself, a bare layer as a model around it: what is
-        set there is set in the mixture. Of experts that the mixture owns, a stand-alone copy with
-        the present weights is returned.
+        An expert that was passed in is returned itself, and a layer as a model that holds it: what
+        is set there is set in the mixture. Of an expert that the mixture owns, a separate copy
+        with the present weights is returned.
 
         Args:
             i: Position among the experts.

@@ -1,4 +1,4 @@
-"""Missing views: which experts have their input in which rows, and what stands in its place."""
+"""Missing views: which experts have their input in which rows, and the values that replace it."""
 
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ class Views(NamedTuple):
     """The inputs of a mixture, some of whose views may be missing.
 
     Attributes:
-        inputs: As given, with zeros in the rows of a view that are missing.
-        present: bool `(b, e)`, or `None` where all are there.
+        inputs: As given, with zeros in the rows in which a view is missing.
+        present: bool `(b, e)`, or `None` where no view is missing.
     """
 
     inputs: Nested
@@ -27,12 +27,12 @@ class Views(NamedTuple):
 
 
 def look(inputs: Nested, present: Selector, selectors: list[Selector], num_experts: int) -> Views:
-    """Returns the inputs without what stands in missing rows, and which experts have theirs.
+    """Returns the inputs with missing rows set to zero, and which experts have their input.
 
     Args:
         inputs: Tensor or structure of tensors.
-        present: `None`, `"not_nan"`, or what of the inputs is the mask `(b, e)`.
-        selectors: What of the inputs the experts read: one for all, or one for each.
+        present: `None`, `"not_nan"`, or the selector of the mask `(b, e)` among the inputs.
+        selectors: Selectors of the inputs that the experts read: one for all, or one for each.
         num_experts: Number of experts, `e`.
     """
     if present is None:
@@ -70,7 +70,7 @@ def look(inputs: Nested, present: Selector, selectors: list[Selector], num_exper
 def check_present(
     specs: Nested, present: Selector, selectors: list[Selector], num_experts: int
 ) -> None:
-    """Checks that `present` tells views apart.
+    """Checks that `present` can mark the views of single experts as missing.
 
     Args:
         specs: Symbolic inputs.
@@ -79,8 +79,8 @@ def check_present(
         num_experts: See `look`.
 
     Raises:
-        ValueError: If the mask is not of shape `(b, e)`, or all experts read one input of which
-            NaN would tell.
+        ValueError: If the mask is not of shape `(b, e)`, or NaN is to mark missing views, and
+            all experts read one input.
     """
     if present is None:
         return
@@ -117,7 +117,8 @@ def with_missing(inputs: Nested, shapes: Shapes, present: Selector) -> Nested:
         present: See `look`.
 
     Raises:
-        ValueError: If the mixture does not know of missing views, or not this one's shape.
+        ValueError: If `present` is not `"not_nan"`, the mixture is not built, or all inputs are
+            `None`.
     """
     if present != NOT_NAN or shapes is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What mixtures tell of the calls that they are part of, while somebody listens."""
+"""Records of the routings in mixtures' calls, kept while a `watching` block is active."""
 
 import contextlib
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ _listener: ContextVar[list[Call] | None] = ContextVar("who listens to mixtures",
 
 @contextlib.contextmanager
 def watching() -> Iterator[list[Call]]:
-    """Gathers what mixtures tell in the block, in the order of their calls."""
+    """Yields a list to which mixtures called in the block append, in the order of the calls."""
     calls: list[Call] = []
     token = _listener.set(calls)
     try:
@@ -50,7 +50,7 @@ def watching() -> Iterator[list[Call]]:
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
-    """Hides the block: experts may run in loops, whose tensors mean nothing outside."""
+    """Records nothing in the block: tensors of a traced loop are not valid outside of it."""
     token = _listener.set(None)
     try:
         yield
@@ -59,12 +59,12 @@ def unwatched() -> Iterator[None]:
 
 
 def watched() -> bool:
-    """Whether somebody listens."""
+    """Whether calls are recorded."""
     return _listener.get() is not None
 
 
 def tell(call: Call) -> None:
-    """Tells of a call, where somebody listens."""
+    """Appends a record of a call, where calls are recorded."""
     calls = _listener.get()
     if calls is not None:
         calls.append(call)

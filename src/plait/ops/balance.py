@@ -10,8 +10,8 @@ from plait.typing import Mask, Tensor
 def expert_load(routing: Routing, mask: Mask = None) -> Tensor:
     """Returns each expert's share of the load, outside the gradient.
 
-    `f_l = (choices of l) / (all choices)`, where a choice has a weight above zero; where every
-    expert counts, the mean weight.
+    `f_l = (choices of l) / (all choices)` (Fedus et al. 2021, eq. 5), where a choice has a
+    weight above zero; where every expert counts, the mean weight.
 
     Args:
         routing: Weights `(b, …, e)` and indices `(b, …, k)` or `None`.

@@ -206,6 +206,8 @@ def log_likelihood(weights: Tensor, log_densities: Tensor) -> Tensor:
 def posterior(weights: Tensor, log_densities: Tensor) -> Tensor:
     """Returns the responsibilities `h_l = w_l p_l / Σ_j w_j p_j`, zero in a row of zero weights.
 
+    The posterior probability of each expert (Jordan and Jacobs 1994).
+
     Args:
         weights: Tensor of shape `(b, …, e)`.
         log_densities: Tensor of shape `(e, b, …)`, finite.

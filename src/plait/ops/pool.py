@@ -91,7 +91,7 @@ def pool_slots(weights: Tensor, outputs: Tensor) -> Tensor:
 def log_pool(log_weights: Tensor, log_outputs: Sequence[Tensor]) -> Tensor:
     """Returns the logarithm of the pool of distributions that are given as logarithms; see `pool`.
 
-    A log-probability of −∞ counts as −1e30.
+    The logarithmic opinion pool (Genest and Zidek 1986). A log-probability of −∞ counts as −1e30.
 
     Args:
         log_weights: Tensor of shape `(b, …, e)`, log-weights; −∞ is a weight of zero.

@@ -226,7 +226,7 @@ def _weights_of(weights: Tensor, indices: Tensor) -> Tensor:
 
 
 def within_capacity(routing: Routing, capacity: Count, mask: Mask = None) -> tuple[Routing, Tensor]:
-    """Drops the choices by which an expert has more rows than its capacity.
+    """Drops the choices by which an expert has more rows than its capacity (Lepikhin et al. 2021).
 
     An expert keeps its choices of the largest weight; among equals the earlier row stays, and rows
     of NaN come last. A dropped choice leaves an empty slot and weight zero; the weights of the
@@ -305,6 +305,8 @@ def expert_choice(probabilities: Tensor, capacity: Count, mask: Mask = None) -> 
 
 def straight_through(probabilities: Tensor) -> Routing:
     """Returns the one-hot of the largest, with the gradient of the probabilities themselves.
+
+    The straight-through estimator (Bengio et al. 2013).
 
     Args:
         probabilities: Tensor of shape `(b, …, e)`.

@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything inside it."""
+"""The report as one self-contained HTML file."""
 
 import json
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
     Attributes:
         title: Its heading.
         text: One or two sentences that say how to read it.
-        svg: The picture.
+        svg: The figure, as SVG text.
     """
 
     title: str
@@ -39,13 +39,13 @@ class Picture(NamedTuple):
 def render(facts: Facts, model_name: str, data_name: str) -> str:
     """Returns the page.
 
-    It needs nothing beside itself: pictures are SVG inside it, styles too, and there are no
-    scripts, fonts or addresses to load.
+    The page is self-contained: figures are inline SVG, styles are inline, and no scripts, fonts or
+    external addresses are loaded.
 
     Args:
         facts: From `gather`.
-        model_name: What to call the model.
-        data_name: What to call the table it was scored on, with its number of rows.
+        model_name: Name of the model in the text.
+        data_name: Name of the scored table in the text, with its number of rows.
     """
     try:
         import jinja2
@@ -99,12 +99,12 @@ def score_cells(row: Score) -> list[str]:
 
 
 def _rows(facts: Facts) -> list[Score]:
-    """Returns the rows of the score table; a model of one expert has no pieces."""
+    """Returns the rows of the score table; with one expert only the first."""
     return facts.scores if len(facts.names) > 1 else facts.scores[:1]
 
 
 def _summary(facts: Facts) -> str:
-    """Returns the verdict: of the contest that `plait fit` held, or none without an interval."""
+    """Returns intervals, the conclusion that `plait fit` recorded, and a note on overconfidence."""
     parts = [
         f"{name} {value:.4g} (95 % of resampled rows: {low:.4g} to {high:.4g})"
         for name, (value, low, high) in facts.intervals.items()
@@ -125,7 +125,7 @@ def _summary(facts: Facts) -> str:
 
 
 def _table_text(facts: Facts) -> str:
-    """Returns how to read the rows of the score table."""
+    """Returns the note on what the rows of the score table are."""
     record = facts.schema.record
     if record and record["chosen"] == "mixture":
         return (
@@ -137,7 +137,7 @@ def _table_text(facts: Facts) -> str:
 
 
 def _contest(facts: Facts) -> list[list[str]]:
-    """Returns the rows of the contest, if `plait fit` held one."""
+    """Returns the rows of the comparison of candidates, if `plait fit` recorded one."""
     rows = []
     for entry in (facts.schema.record or {}).get("contest", []):
         known = {
@@ -153,7 +153,7 @@ def _contest(facts: Facts) -> list[list[str]]:
 
 
 def _territories(facts: Facts) -> list[list[str]]:
-    """Returns for each expert the rows it leads, and where they differ most from all rows."""
+    """Returns for each expert the share of rows where it weighs most, and how these rows differ."""
     lead = np.argmax(facts.weights, axis=1)
     rows = []
     for expert, name in enumerate(facts.names):
@@ -210,7 +210,7 @@ def _facts(facts: Facts) -> dict[str, str]:
 
 
 def _numbers(facts: Facts) -> str:
-    """Returns the page's numbers as JSON that can stand inside HTML."""
+    """Returns the page's numbers as JSON, escaped for HTML."""
     found: dict[str, Any] = {
         "scores": [row.to_dict() for row in facts.scores],
         "intervals": {key: value._asdict() for key, value in facts.intervals.items()},
@@ -297,7 +297,7 @@ def _alone(facts: Facts) -> list[Picture]:
 
 
 def _drivers(facts: Facts) -> list[Picture]:
-    """Returns the pictures of any model: importance, confusion, calibration, learning curve."""
+    """Returns the figures of any model: importance, confusion, calibration, learning curve."""
     schema, found = facts.schema, []
     classified = schema.task == "classification"
     if facts.importance is not None:

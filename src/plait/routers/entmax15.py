@@ -13,6 +13,8 @@ class Entmax15(Router):
 
     How many experts count differs from row to row: from one to all of them.
 
+    Takes scores `(b, …, e)` and returns weights of the same shape.
+
     Args:
         load_balance: See `Router`.
         importance: See `Router`.

@@ -18,6 +18,8 @@ class ExpertChoice(Router):
     construction, while a row may be served by several experts or by none. What a row gets depends
     on the rows beside it; do not use it where a row must not see the others, as in a causal model.
 
+    Takes scores `(b, …, e)` and returns weights of the same shape.
+
     Args:
         capacity_factor: How many experts serve a row on average.
         load_balance: See `Router`.

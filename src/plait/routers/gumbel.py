@@ -18,6 +18,8 @@ class Gumbel(TemperatureRouter):
     gradient is that of `softmax((s + g) / T)`: the straight-through estimator. That gradient needs
     the outputs of all experts, so all of them are run in training, and only one at inference.
 
+    Takes scores `(b, …, e)` and returns weights of the same shape.
+
     Args:
         temperature: `T`, positive; small values give a gradient of little bias and much variance.
         seed: Seed of the noise; its state is saved with the router, so that training resumes

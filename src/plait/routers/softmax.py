@@ -11,6 +11,8 @@ from plait.typing import Tensor
 class Softmax(TemperatureRouter):
     """Weights w = softmax(s / T), the gate of Jacobs et al. (1991).
 
+    Takes scores `(b, …, e)` and returns weights of the same shape.
+
     Args:
         temperature: `T`, positive; below one sharpens the weights, above one flattens them. It can
             be set again at any time; see `plait.callbacks.TemperatureSchedule`.
@@ -33,7 +35,7 @@ class Softmax(TemperatureRouter):
     [0.1, 0.9]
 
     References:
-        Jacobs, Jordan, Nowlan, Hinton (1991), Adaptive mixtures of local experts, eq. 1.3.
+        Jacobs, Jordan, Nowlan, Hinton (1991), Adaptive mixtures of local experts.
     """
 
     def select(self, logits: Tensor, training: bool) -> Routing:

@@ -11,6 +11,8 @@ from plait.typing import Dtype, Shape, Tensor
 class TemperatureRouter(Router):
     """A router whose temperature is state: changing it compiles nothing anew.
 
+    Takes scores `(b, …, e)` and returns weights of the same shape.
+
     Args:
         temperature: Positive number, the value at the start.
         load_balance: See `Router`.

@@ -26,6 +26,8 @@ class TopK(Router):
     the metric `<router name>_dropped`. What a row gets then depends on the rows beside it, at
     inference too; without a capacity nothing is dropped, however skewed the load.
 
+    Takes scores `(b, …, e)` and returns weights of the same shape.
+
     Args:
         k: How many experts each row keeps.
         capacity_factor: `None` for no limit, or a positive number, such as 1.25.

@@ -266,6 +266,10 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
     probabilities for rows that an estimator was not fitted to, by cross-validation; the estimators
     are then fitted to all rows.
 
+    `fit` takes rows `(n, d)` and classes `(n,)`; `predict_proba` returns `(n, c)`, and `predict`
+    `(n,)`.
+    A model over other models' out-of-fold predictions is stacking (Wolpert 1992).
+
     Args:
         estimators: List of (name, classifier with `predict_proba`).
         cv: Number of folds, a splitter, or `"prefit"`: the estimators are used as they are, and
@@ -369,6 +373,9 @@ class GatedClassifier(ClassifierMixin, _GatedEstimator):
 
 class GatedRegressor(RegressorMixin, _GatedEstimator):
     """Weighs regressors by the row: `out = Σ_l w_l(x) · f_l(x)`.
+
+    `fit` takes rows `(n, d)` and targets `(n,)`; `predict` returns `(n,)`. As
+    `GatedClassifier`, this is stacking (Wolpert 1992).
 
     Args:
         estimators: List of (name, regressor).

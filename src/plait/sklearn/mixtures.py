@@ -147,6 +147,9 @@ class MixtureClassifier(ClassifierMixin, _MixtureEstimator):
     mean of zero and a variance of one. Training stops where `n_iter_no_change` epochs in a row
     have not lowered the loss by `tol`.
 
+    `fit` takes rows `(n, d)` and classes `(n,)`; `predict_proba` returns `(n, c)`, and `predict`
+    `(n,)`.
+
     Args:
         n_experts: Number of networks.
         hidden_layer_sizes: Units of each hidden layer of a network.
@@ -285,6 +288,9 @@ class MixtureRegressor(RegressorMixin, _MixtureEstimator):
     """A mixture of networks that predicts numbers: `out = Σ_l w_l(x) · f_l(x)`.
 
     Columns and targets are scaled to a mean of zero and a variance of one for the training.
+
+    `fit` takes rows `(n, d)` and targets `(n,)` or `(n, u)`; `predict` returns the targets' shape.
+    Each network is an expert of a mixture (Jacobs et al. 1991).
 
     Args:
         n_experts: As in `MixtureClassifier`, as are all parameters but `class_weight`.

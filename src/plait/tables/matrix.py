@@ -1,4 +1,4 @@
-"""From a table to the matrix a model reads, and from its target to codes or numbers."""
+"""Conversion of a table to the matrix that a model reads, and of its target to codes or numbers."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +20,21 @@ LARGEST = float(np.finfo("float32").max)
 def matrix(frame: "pd.DataFrame", schema: Schema, findings: Findings | None = None) -> np.ndarray:
     """Returns the raw matrix a model reads: numbers as they are, categories as codes.
 
-    An empty cell of a number is NaN where the schema says what stands in for it.
+    An empty cell of a number is NaN where the schema has a value to fill it with.
 
     Args:
-        frame: A table of `b` rows with the schema's columns in any order, others beside them.
-        schema: What the columns were at training time.
-        findings: Where to note what cannot be read, and what is new; the caller asks it to raise.
-            Without it, both raise here.
+        frame: A table of `b` rows with the schema's columns in any order, and possibly others.
+        schema: The columns at training time.
+        findings: Collects cells that cannot be read and values that are new; the caller raises the
+            error. Without it, both raise here.
 
     Returns:
         Array `(b, c)` in float32.
 
     Raises:
         ValueError: If a column is missing; without `findings` also if one holds infinity, text
-            where numbers were at training time, a text that was not seen then, or an empty cell
-            where none was. All such columns are named.
+            in a column of numbers, a text that was not seen in training, or an empty cell in a
+            column that had none in training. The error names all such columns.
     """
     require(frame, schema.names)
     noted = Findings() if findings is None else findings
@@ -72,7 +72,7 @@ def target(frame: "pd.DataFrame", schema: Schema) -> np.ndarray:
     if schema.task == "regression":
         return finite(values, schema.target)
     found = labels(values, schema.target)
-    # As texts: 3 may be a number in one file, and in another a text beside other texts.
+    # Compared as texts: 3 may be read as a number from one file and as a text from another.
     codes = {str(label): i for i, label in enumerate(schema.classes)}
     numbered = np.array([codes.get(str(label), -1) for label in found.tolist()], "int32")
     if (numbered < 0).any():
@@ -92,7 +92,7 @@ def target(frame: "pd.DataFrame", schema: Schema) -> np.ndarray:
 
 
 def numbers(values: "pd.Series", name: str, findings: Findings) -> np.ndarray:
-    """Returns a column of numbers `(b,)`, NaN where it is empty; notes what is no number."""
+    """Returns a column of numbers `(b,)`, NaN where it is empty; records cells with no number."""
     found, odd = cells.numbers(values)
     if odd.any():
         findings.fault(
@@ -118,7 +118,7 @@ def numbers(values: "pd.Series", name: str, findings: Findings) -> np.ndarray:
 
 
 def moments(values: "pd.Series", name: str, findings: Findings) -> dict[str, np.ndarray]:
-    """Returns the parts of a column of dates or times; notes the cells that are none."""
+    """Returns the parts of a column of dates or times; records cells that are no dates or times."""
     parts, odd = cells.moments(values)
     if odd.any():
         findings.fault(
@@ -133,7 +133,7 @@ def moments(values: "pd.Series", name: str, findings: Findings) -> dict[str, np.
 
 
 def finite(values: "pd.Series", name: str) -> np.ndarray:
-    """Returns a target of numbers `(b,)` as float64, all of them there."""
+    """Returns a target of numbers `(b,)` as float64; empty cells and others raise."""
     findings = Findings()
     findings.rows = len(values)
     found = numbers(values, name, findings)
@@ -143,7 +143,7 @@ def finite(values: "pd.Series", name: str) -> np.ndarray:
 
 
 def refuse_empty(values: "pd.Series", name: str, findings: Findings) -> None:
-    """Notes empty cells as faults."""
+    """Records empty cells as faults."""
     missing = np.asarray(values.isna())
     if missing.any():
         findings.fault(
@@ -157,7 +157,7 @@ def refuse_empty(values: "pd.Series", name: str, findings: Findings) -> None:
 
 
 def labels(values: "pd.Series", name: str) -> np.ndarray:
-    """Returns class labels `(b,)`: texts as they stand, or Python integers that print the same."""
+    """Returns class labels `(b,)`: unchanged texts, or Python integers that print the same."""
     findings = Findings()
     findings.rows = len(values)
     refuse_empty(values, name, findings)
@@ -189,7 +189,7 @@ def _type(values: "pd.Series") -> Any:
 
 
 def _codes(values: "pd.Series", column: Column, findings: Findings) -> np.ndarray:
-    """Returns the codes of categories `(b,)`, -1 for one that training has not seen."""
+    """Returns the codes of categories `(b,)`, -1 for a category that training has not seen."""
     texts = cells.texts(values)
     categories = column.categories or ()
     known = {text: i for i, text in enumerate(categories)}
@@ -214,7 +214,7 @@ def _codes(values: "pd.Series", column: Column, findings: Findings) -> np.ndarra
 
 
 def _empty_cells(values: "pd.Series", column: Column, schema: Schema, findings: Findings) -> None:
-    """Counts, or refuses, empty cells of a number or date that had none in training."""
+    """Counts empty cells of a column that had none in training, or records them as faults."""
     missing = np.asarray(values.isna())
     if not missing.any() or column.optional:
         return

@@ -62,7 +62,8 @@ def fit_gate(
     Every expert runs once over the data, in inference mode (dropout off, batch norm on its moving
     statistics); an epoch then costs what training the gate alone costs. Loss and metrics are those
     that the mixture is compiled with. The optimizer is a new one with the same settings; the
-    mixture's own keeps its state.
+    mixture's own keeps its state. On rows that the experts have not seen this is stacking (Wolpert
+    1992), with weights that depend on the row.
 
     A dataset or generator is read once. Its rows and the experts' outputs for them go to temporary
     files, from which every epoch is read batch by batch; they are removed at the end, also where an

@@ -27,7 +27,7 @@ Batch = dict[str, Any]
 
 
 def as_data(x: Nested, y: Nested, sample_weight: Nested = None) -> Data:
-    """Returns data as arrays; columns and tables of pandas become arrays as in Keras.
+    """Returns data as arrays: tables of pandas as in Keras, and tensors.
 
     Raises:
         TypeError: If something is no array.
@@ -98,7 +98,8 @@ def _arrays(structure: Nested, name: str) -> Nested:
     if structure is None and name == "sample_weight":
         return None
     leaves = [
-        as_array(leaf) if hasattr(leaf, "to_numpy") else leaf for leaf in tree.flatten(structure)
+        as_array(leaf) if hasattr(leaf, "to_numpy") or ops.is_tensor(leaf) else leaf
+        for leaf in tree.flatten(structure)
     ]
     if not leaves or not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         raise TypeError(

@@ -17,8 +17,9 @@ Parts = Sequence[tuple[keras.layers.Layer, float]]
 class PartRates(keras.optimizers.Optimizer):
     """An optimizer whose learning rate is another one for some parts of a model.
 
-    Parts are layers or models, as objects: the gate, an expert. Each factor has an optimizer of its
-    own, of the given one's class and settings. A learning rate that is set on this one, also by a
+    Learning rates that differ by layer are those of Howard and Ruder (2018). Parts are layers or
+    models, as objects: the gate, an expert. Each factor has an optimizer of its own, of the given
+    one's class and settings. A learning rate that is set on this one, also by a
     callback, or its schedule, is that of what is in no part.
 
     Args:

@@ -42,8 +42,8 @@ def choose_num_experts(
 
     Args:
         build: Makes a new mixture of a given number of experts.
-        x: Input array.
-        y: Target array.
+        x: Input array `(b, …)`.
+        y: Target array `(b, u)`.
         candidates: The numbers to try.
         criterion: `"bic"` or `"icl"`.
         **arguments: What `fit_em` takes: `family`, `restarts`, `sample_weight` and so on.

@@ -67,7 +67,7 @@ def upcycle(
         noise: Standard deviation of the noise on each copy's kernels, relative to the standard
             deviation of the kernel itself. Vectors, such as biases, stay as they are.
         seed: Seed of the noise.
-        x: Data to compare the two models on, as for `predict`; `None` draws 16 examples of
+        x: Data `(b, …)` to compare the two models on, as for `predict`; `None` draws 16 examples of
             standard normal numbers for inputs of floating type and known shape.
 
     Returns:

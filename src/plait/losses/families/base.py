@@ -16,6 +16,9 @@ class Family(keras.layers.Layer):
     Register it with `keras.saving.register_keras_serializable`, and return the constructor's
     arguments from `get_config`.
 
+    `log_density` takes the target `(1, b, …, u)` and all experts' outputs `(e, b, …, u)`, and
+    returns the outputs' shape, or `(e, b, …)`.
+
     Example:
     >>> import keras, plait
     >>> @keras.saving.register_keras_serializable("my_package")

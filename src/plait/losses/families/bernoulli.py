@@ -15,6 +15,8 @@ from plait.typing import Config, Tensor
 class Bernoulli(Family):
     """`y ~ Bernoulli(f_l(x))`, independent over the units: yes or no, one or many.
 
+    The target and an expert's output are `(b, …, u)`.
+
     Args:
         from_logits: Whether experts return log-odds, and not probabilities, as those that end in
             `activation="sigmoid"` do. Probabilities are kept 1e-7 away from 0 and 1.

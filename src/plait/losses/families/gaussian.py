@@ -18,6 +18,9 @@ from plait.typing import Config, Tensor
 class Gaussian(Family):
     """`y ~ N(f_l(x), σ_l²)`, independent over the units.
 
+    The target is `(b, …, u)`, as is an expert's output; with predicted scales that is `(b, …, 2u)`.
+    With these, a mixture is a mixture density network (Bishop 1994).
+
     Args:
         scale: `"learned"`, one `σ_l` per expert, trained with the rest; `"predicted"`, where an
             expert's last axis holds first the means, then as many numbers `r` whose

@@ -15,6 +15,8 @@ from plait.typing import Config, Tensor
 class Poisson(Family):
     """`y ~ Poisson(f_l(x))`, independent over the units.
 
+    The target and an expert's output are `(b, …, u)`.
+
     Args:
         log_rates: Whether experts return the logarithms of their rates, and not the rates
             themselves, as those that end in `activation="exponential"` do.

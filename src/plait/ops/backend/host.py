@@ -43,7 +43,7 @@ def call_host(
         jax = importlib.import_module("jax")
         if not any(isinstance(tensor, jax.core.Tracer) for tensor in tensors):
             return ops.convert_to_tensor(function(*map(np.asarray, tensors)), dtype=dtype)
-        result = jax.ShapeDtypeStruct(tuple(int(size) for size in shape), dtype)
+        result = jax.ShapeDtypeStruct(tuple(shape), dtype)  # sizes may be symbols
         return jax.pure_callback(
             lambda *arrays: function(*map(np.asarray, arrays)), result, *tensors
         )

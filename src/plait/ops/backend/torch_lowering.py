@@ -1,10 +1,10 @@
 """One call of a function on all rows, where each row has an expert's variables of its own.
 
-Most experts are chains of products with variables, additions and pointwise functions. Such a
-function runs once on the rows of all experts, sorted by expert: a product with a variable becomes
-one product a run, what is pointwise stays as it is. Tensors of two kinds pass through the function:
-rows, and variables that stand for those of each row's expert. What is not known to treat rows apart
-raises `NotLoweredError`.
+Most experts are sequences of products with variables, additions and pointwise functions. Such a
+function is called once on the rows of all experts, sorted by expert: a product with a variable
+becomes one product for each run of rows, and pointwise functions apply unchanged. The function is
+called with tensors of two subclasses: rows, and variables that represent those of each row's
+expert. An operation that is not known to act on each row separately raises `NotLoweredError`.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ __all__ = ["NotLoweredError", "lowered"]
 
 
 class NotLoweredError(Exception):
-    """A function does with rows or variables what is not known to treat rows apart."""
+    """A function applies an operation that is not known to act on each row separately."""
 
 
 def lowered(function, variables, rows, bounds):
-    """Returns what `function` makes of sorted rows, each with the variables of its expert.
+    """Returns the results of `function` for sorted rows, each with the variables of its expert.
 
     Args:
         function: Maps `(variables_of_one_expert, rows)` to a list of tensors `(r, …)`, row by row.
@@ -68,7 +68,7 @@ class _Runs:
 
 
 def _apply(function, *args):
-    """Returns what an autograd function gives, called as it is where no gradient is wanted."""
+    """Returns the result of an autograd function, called directly where no gradient is needed."""
     wanted = torch.is_grad_enabled() and any(
         isinstance(a, torch.Tensor) and a.requires_grad for a in args
     )
@@ -196,7 +196,7 @@ def _rows(tensor):
 
 
 class _Lowered(torch.Tensor):
-    """A tensor that passes through a lowered function."""
+    """A tensor that is an argument or a result inside a lowered function."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -205,7 +205,7 @@ class _Lowered(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if name in _QUESTIONS:
                 answer = func(*args, **kwargs)
-                if isinstance(answer, torch.Tensor):  # `x.T`, say
+                if isinstance(answer, torch.Tensor):  # for example `x.T`
                     raise NotLoweredError(name)
                 return answer
             in_place = name != func.__name__ and not func.__name__.startswith("_")
@@ -232,7 +232,7 @@ class _Rows(_Lowered):
 
 
 class _Variable(_Lowered):
-    """Looks like one expert's variable; stands for that of each row's expert.
+    """Has the shape of one expert's variable, and represents that of each row's expert.
 
     Attributes:
         stack: Tensor `(e, …)`.
@@ -251,7 +251,7 @@ class _Variable(_Lowered):
 
 
 def _same_rows(result, operands):
-    """Returns the result of a pointwise function, if it has the rank of the rows it was given."""
+    """Returns the result of a pointwise function, if its rank is that of the rows it was given."""
     ranks = [x.ndim for x in operands if isinstance(x, torch.Tensor)]
     rows = [x for x in operands if isinstance(x, _Rows)]
     if not rows or max(ranks) > rows[0].ndim or result.shape[0] != rows[0].shape[0]:
@@ -274,7 +274,7 @@ def _pointwise(func, args, kwargs, own):
 
 
 def _spread(variable, rank):
-    """Returns a variable `(…)` as one of each row, `(r, 1, …)`, that broadcasts to `rank` axes."""
+    """Returns a variable `(…)` repeated by row, `(r, 1, …)`, that broadcasts to `rank` axes."""
     stack = variable.stack
     if stack.ndim == rank + 1 and stack.shape[1] == 1:
         stack = stack.squeeze(1)
@@ -367,7 +367,7 @@ def _reshape(func, x, *args, **kwargs):
     return result
 
 
-# What is asked of a tensor's kind, not of its values.
+# Queries of a tensor's shape, dtype and device, not of its values.
 _QUESTIONS = frozenset(
     ["get", "dim", "ndimension", "size", "is_floating_point", "is_complex", "element_size", "len"]
 )
