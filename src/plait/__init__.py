@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from plait import (
         callbacks,
         distribution,
-        encoding,
         experts,
         layers,
         losses,
@@ -31,7 +30,6 @@ __all__ = [
     "MultiGateMixture",
     "callbacks",
     "distribution",
-    "encoding",
     "experts",
     "export",
     "layers",
@@ -43,8 +41,8 @@ __all__ = [
 ]
 
 _OBJECTS = {"Mixture": "mixture", "MultiGateMixture": "mixture", "export": "export"}
-# Rooms that are found by name, but of no use to most programs.
-_ABOVE = ("inspection", "interop", "plots", "report", "sklearn", "tables")
+# Found by name, but of no use to most programs.
+_ABOVE = ("encoding", "inspection", "interop", "plots", "report", "sklearn", "tables")
 
 
 def __getattr__(name: str) -> Any:
@@ -67,8 +65,8 @@ def __dir__() -> list[str]:
 
 
 def _load() -> None:
-    """Imports every room whose classes a `.keras` file may name, and puts them in place."""
-    for name in __all__:
+    """Imports every package whose classes a `.keras` file may name, and puts it in place."""
+    for name in (*__all__, "encoding"):
         globals()[name] = __getattr__(name)
 
 

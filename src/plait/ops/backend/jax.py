@@ -1,12 +1,13 @@
 """The backend functions on JAX."""
 
 import math
-import operator
 from contextlib import nullcontext as outside_of_graphs
 from itertools import compress
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plait.ops.backend.common import by_sorted_rows, inside, is_float, numbered, partition
 
@@ -113,7 +114,7 @@ def take_rows(tensor, index, inverse):
 
 
 def _take(tensor, index):
-    return tensor.at[index].get(mode="fill", fill_value=0)
+    return tensor.at[index.astype("uint32")].get(mode="fill", fill_value=0)
 
 
 @jax.custom_vjp
@@ -215,17 +216,17 @@ def map_segments(groups, rows, offsets):
     def segment(s, first, held, inputs, constants):
         """What segment `s` of a group holds: its expert, its rows, their numbers, its bounds."""
         _, other_inputs, plan = constants
-        expert, start, end = plan["expert"][s] - first, plan["start"][s], plan["end"][s]
+        expert, start, end = plan.bounds(s)
         index = jnp.minimum(start + jnp.arange(size), end - 1)
-        take = operator.itemgetter(expert)
-        held = [list(map(take, each)) for each in held]
-        fed = [x[index] for x in inputs], [x[index] for x in other_inputs]
+        expert = expert - first
+        held = [[_at(variable, expert) for variable in each] for each in held]
+        fed = [[_at(x, index) for x in each] for each in (inputs, other_inputs)]
         return expert, start, end, index, held, fed
 
     def loop(body, plan, first, last, carried):
         """Visits the segments of the experts from `first` to the one before `last`."""
-        start = plan["first"][first] if first else 0
-        return jax.lax.fori_loop(start, plan["last"][last - 1], body, carried)
+        start = plan.first[first] if first else 0
+        return jax.lax.fori_loop(start, plan.last[last - 1], body, carried)
 
     @jax.custom_vjp
     def run(weights, inputs, constants):
@@ -264,12 +265,12 @@ def map_segments(groups, rows, offsets):
                 primals, pull = jax.vjp(call, held[0], fed[0])
                 counts = start + jnp.arange(size) < end
                 given = [
-                    _mask(c[index], counts).astype(p.dtype)
+                    _mask(_at(c, index), counts).astype(p.dtype)
                     for c, p in zip(cotangents, primals, strict=True)
                 ]
                 shares = pull(given)
                 return (
-                    [g.at[expert].add(d) for g, d in zip(gradients[0], shares[0], strict=True)],
+                    [_add(g, d, expert) for g, d in zip(gradients[0], shares[0], strict=True)],
                     [_write(g, d, start) for g, d in zip(gradients[1], shares[1], strict=True)],
                 )
 
@@ -281,7 +282,7 @@ def map_segments(groups, rows, offsets):
         return of_weights, [g[:num_rows] for g in of_inputs], None
 
     run.defvjp(forward, backward)
-    plan = _plan(offsets, num_rows, size)
+    plan = _Plan.of(offsets, num_rows, size)
     constants = [other for _, other, _ in parts], other_inputs, plan
     results = run([weights for weights, _, _ in parts], inputs, constants)
     return [r[:num_rows] for r in results]
@@ -317,28 +318,57 @@ def segment_size(num_rows, num_experts):
     return max(1, min(num_rows, 256, rows))
 
 
-def _plan(offsets, num_rows, size):
-    """For each segment its expert and the bounds of its rows; for each expert its segments."""
-    num_experts = offsets.shape[0] - 1
-    loads = offsets[1:] - offsets[:-1]
-    last = jnp.cumsum((loads + size - 1) // size, dtype="int32")
-    first = last - (loads + size - 1) // size
-    # Each expert wastes less than one segment.
-    segments = jnp.arange(num_rows // size + num_experts, dtype="int32")
-    expert = jnp.searchsorted(last, segments, side="right").astype("int32")
-    expert = jnp.minimum(expert, num_experts - 1)
-    start = offsets[expert] + (segments - first[expert]) * size
-    return {
-        "expert": expert,
-        "start": start,
-        "end": offsets[expert + 1],
-        "first": first,
-        "last": last,
-    }
+class _Plan(NamedTuple):
+    """Which segments there are.
+
+    Attributes:
+        expert: int32 `(s,)`, the expert of each segment.
+        first: int32 `(e,)`, each expert's first segment.
+        last: int32 `(e,)`, the one after its last.
+        offsets: int32 `(e + 1,)`, as for `map_segments`.
+        size: int32 `()`, rows per segment.
+    """
+
+    expert: jax.Array
+    first: jax.Array
+    last: jax.Array
+    offsets: jax.Array
+    size: jax.Array
+
+    @classmethod
+    def of(cls, offsets, num_rows, size):
+        """Returns the plan for runs of sorted rows."""
+        num_experts = offsets.shape[0] - 1
+        counts = (offsets[1:] - offsets[:-1] + size - 1) // size
+        last = jnp.cumsum(counts, dtype="int32")
+        # Each expert wastes less than one segment.
+        segments = jnp.arange(num_rows // size + num_experts, dtype="int32")
+        expert = jnp.sum(segments[:, None] >= last, axis=1, dtype="int32")
+        expert = jnp.minimum(expert, num_experts - 1)
+        return cls(expert, last - counts, last, offsets, jnp.int32(size))
+
+    def bounds(self, segment):
+        """Returns the expert of a segment, its first row, and the one after the expert's last."""
+        expert = _at(self.expert, segment)
+        start = _at(self.offsets, expert) + (segment - _at(self.first, expert)) * self.size
+        return expert, start, _at(self.offsets, expert + 1)
+
+
+def _at(tensor, index):
+    """Returns `tensor[index]`; indices lie within: nothing checks them, or counts from the end."""
+    return tensor.at[index.astype("uint32")].get(mode="promise_in_bounds")
 
 
 def _write(buffer, rows, start):
-    return jax.lax.dynamic_update_slice_in_dim(buffer, rows.astype(buffer.dtype), start, 0)
+    starts = [start.astype("uint32"), *[np.uint32(0)] * (buffer.ndim - 1)]
+    return jax.lax.dynamic_update_slice(buffer, rows.astype(buffer.dtype), starts)
+
+
+def _add(stack, value, index):
+    """Adds to one entry, in place in a loop, where a scatter is no single kernel."""
+    starts = [index.astype("uint32"), *[np.uint32(0)] * (stack.ndim - 1)]
+    old = jax.lax.dynamic_slice(stack, starts, (1, *stack.shape[1:]))
+    return jax.lax.dynamic_update_slice(stack, old + value.astype(stack.dtype), starts)
 
 
 def _mask(rows, counts):
