@@ -29,12 +29,12 @@ def two_layers():
     return keras.Sequential([layers.Dense(HIDDEN, activation="relu"), layers.Dense(UNITS)])
 
 
-def gated():
+def gated(units=UNITS, width=HIDDEN):
     """Returns an expert as Mixtral has them."""
-    rows = keras.Input((UNITS,))
-    hidden = layers.Dense(HIDDEN, activation="silu", use_bias=False)(rows)
-    hidden = hidden * layers.Dense(HIDDEN, use_bias=False)(rows)
-    return keras.Model(rows, layers.Dense(UNITS, use_bias=False)(hidden))
+    rows = keras.Input((units,))
+    hidden = layers.Dense(width, activation="silu", use_bias=False)(rows)
+    hidden = hidden * layers.Dense(width, use_bias=False)(rows)
+    return keras.Model(rows, layers.Dense(units, use_bias=False)(hidden))
 
 
 def mixture(x, template, num_experts, skewed=False, capacity_factor=None):
@@ -60,8 +60,8 @@ def largest_load(mix, x):
     return loads.max() / loads.mean()
 
 
-def mixtral_block():
-    """Returns KerasHub's block of 64 such experts, top-2."""
+def mixtral_block(num_experts=64, chosen=CHOSEN, units=UNITS, width=HIDDEN):
+    """Returns KerasHub's block of such experts."""
     import keras_hub
 
     backbone = keras_hub.models.MixtralBackbone(
@@ -69,10 +69,10 @@ def mixtral_block():
         num_layers=1,
         num_query_heads=1,
         num_key_value_heads=1,
-        hidden_dim=UNITS,
-        intermediate_dim=HIDDEN,
-        num_experts=64,
-        top_k=CHOSEN,
+        hidden_dim=units,
+        intermediate_dim=width,
+        num_experts=num_experts,
+        top_k=chosen,
     )
     found = flat_layers(backbone.transformer_layers[0])
     return next(layer for layer in found if type(layer).__name__ == "MixtralSparseMoeBlock")

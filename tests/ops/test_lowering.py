@@ -14,10 +14,18 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from plait.ops.backend.torch_lowering import NotLoweredError, lowered  # noqa: E402
+from plait.ops.backend import torch as native  # noqa: E402
+from plait.ops.backend.torch_lowering import (  # noqa: E402
+    GroupedRuns,
+    NotLoweredError,
+    Runs,
+    lowered,
+)
+from plait.ops.dispatch import apply_experts  # noqa: E402
 
 BOUNDS = [0, 2, 2, 5, 6]  # the second expert has no rows
 E, R, D = len(BOUNDS) - 1, BOUNDS[-1], 3
+RUNS = Runs(BOUNDS, "cpu")
 
 STEPS = {
     "product": lambda x, w, b, g: torch.matmul(x, w),
@@ -51,7 +59,7 @@ def one_by_one(function, variables, x):
 
 def agree(function, variables, x):
     leaves = [*variables, x]
-    (found,), wanted = lowered(function, variables, [x], BOUNDS), one_by_one(function, variables, x)
+    (found,), wanted = lowered(function, variables, [x], RUNS), one_by_one(function, variables, x)
     assert type(found) is torch.Tensor
     torch.testing.assert_close(found, wanted)
     upstream = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).reshape(found.shape)
@@ -100,6 +108,49 @@ def test_chains_of_products_additions_and_pointwise_functions(chain, inner, seed
             torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
 
 
+@pytest.mark.parametrize("inner", [(), (2,)])
+@pytest.mark.parametrize("step", STEPS)
+def test_grouped_products_are_those_by_expert(rng, step, inner, monkeypatch):
+    """Where the host does not know the loads: outputs and gradients, in float32."""
+    monkeypatch.setattr("tests.ops.test_lowering.D", 4)  # rows of 16 bytes, as the kernel wants
+    draw = lambda *shape: values(rng, *shape).float().detach().requires_grad_()  # noqa: E731
+    variables, x = [draw(E, 4, 4), draw(E, 4), draw(E, 4)], draw(R, *inner, 4)
+    function = lambda own, rows: [STEPS[step](rows[0], *own)]  # noqa: E731
+    found = []
+    for runs in (RUNS, GroupedRuns(torch.tensor(BOUNDS, dtype=torch.int32), R)):
+        (y,) = lowered(function, variables, [x], runs)
+        found.append([y, *torch.autograd.grad((y**2).sum(), [*variables, x], allow_unused=True)])
+    for a, b in zip(*found, strict=True):
+        if a is None or b is None:
+            assert a is b
+        else:
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("e", [3, 6])  # of six experts, the last three are never chosen
+def test_experts_run_without_the_host_knowing_their_loads(rng, monkeypatch, e, empty):
+    n, k, d = 9, 2, 4
+    indices = np.argsort(rng.random((n, 3)), axis=1)[:, :k].astype("int32")
+    if empty:
+        indices[3:5, 1], indices[7] = e, e
+    x = torch.tensor(rng.normal(size=(n, d)), dtype=torch.float32, requires_grad=True)
+    w = torch.tensor(rng.normal(size=(e, d, d)), dtype=torch.float32)
+    w[3:] = torch.inf
+    w.requires_grad_()
+
+    def found():
+        function = lambda own, rows, segment: torch.tanh(rows @ own[0]) + 1  # noqa: E731
+        y = apply_experts(function, [w], x, torch.tensor(indices), num_experts=e)
+        return [y, *torch.autograd.grad((y**2).sum(), [x, w])]
+
+    wanted = found()
+    monkeypatch.setattr(native, "GROUPED_PRODUCTS", True)
+    monkeypatch.delattr(native, "Runs")  # what needs the loads
+    for a, b in zip(found(), wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize(
     ("equation", "units"), [("ab,bc->ac", (4,)), ("abc,cd->abd", (4,)), ("abc,cde->abde", (4, 2))]
 )
@@ -137,5 +188,5 @@ def test_what_mixes_rows_is_not_lowered(rng, what):
             lambda own, rows: [BAD[what](own[0], rows[0])],
             [values(rng, E, D, D)],
             [values(rng, R, D)],
-            BOUNDS,
+            RUNS,
         )

@@ -1,5 +1,6 @@
 """The backend functions on PyTorch."""
 
+import os
 import weakref
 from contextlib import nullcontext as outside_of_graphs
 from itertools import chain, pairwise
@@ -8,7 +9,7 @@ import torch
 
 from plait.ops.backend.batches import affordable_padding, batches, work_per_row
 from plait.ops.backend.common import is_float, numbered, vectorized_map_with
-from plait.ops.backend.torch_lowering import NotLoweredError, lowered
+from plait.ops.backend.torch_lowering import GroupedRuns, NotLoweredError, Runs, lowered
 from plait.ops.backend.torch_vmap import vectorize
 
 __all__ = [
@@ -197,9 +198,14 @@ def map_choices(groups, leaves, choices):
     Otherwise it runs in batches of neighbouring experts, each one vectorised call.
     """
     order, place, offsets, num_selected = choices
-    bounds, place = offsets.tolist(), place.long()
+    place = place.long()
     back = place.reshape(-1, num_selected)
     rows = [_Gather.apply(leaf, order // num_selected, back) for leaf in leaves]
+    if GROUPED_PRODUCTS and len(groups) == 1:
+        outputs = _run_grouped(groups[0], rows, offsets)
+        if outputs is not None:
+            return [_Collect.apply(y, place) for y in outputs]
+    bounds = offsets.tolist()
     ranges = list(zip(groups, numbered(groups), strict=True))
     sizes = [bounds[last] - bounds[first] for _, (first, last) in ranges]
     parts = zip(*(leaf.split([*sizes, len(order) - bounds[-1]]) for leaf in rows), strict=True)
@@ -225,6 +231,31 @@ def map_choices(groups, leaves, choices):
     return [_WithZeroGradients.apply(merged[0], *idle), *merged[1:]] if idle else merged
 
 
+# Whether experts of one architecture run as grouped products, for which the host need not wait for
+# the loads. Meant for GPUs; off until it is measured on one.
+GROUPED_PRODUCTS = os.environ.get("PLAIT_GROUPED_PRODUCTS") == "1"
+
+
+def _run_grouped(group, rows, offsets):
+    """The outputs `(m, …)` of the only group by grouped products, or `None` if not lowered.
+
+    Args:
+        group: The group.
+        rows: Tensors `(m, …)`, sorted by expert.
+        offsets: int32 `(e + 1,)`.
+    """
+    num_rows = rows[0].shape[0]
+    if not group.vectorized or group.called in _not_lowered or num_rows == 0:
+        return None
+    runs = GroupedRuns(offsets, num_rows)
+    try:
+        outputs = lowered(lambda own, fed: group.function(own, fed, 0), group.variables, rows, runs)
+    except NotLoweredError:
+        return None
+    counts = torch.arange(num_rows, device=offsets.device) < offsets[-1]
+    return [torch.where(counts.reshape(-1, *(1,) * (y.ndim - 1)), y, 0) for y in outputs]
+
+
 def _run_group(group, rows, bounds, first):
     """The outputs `(r, …)` of a group whose first expert has number `first`.
 
@@ -236,8 +267,9 @@ def _run_group(group, rows, bounds, first):
     """
     if group.vectorized and group.num_experts > 1 and group.called not in _not_lowered:
         try:
+            runs = Runs(bounds, rows[0].device)
             return lowered(
-                lambda own, fed: group.function(own, fed, first), group.variables, rows, bounds
+                lambda own, fed: group.function(own, fed, first), group.variables, rows, runs
             )
         except NotLoweredError:
             if group.called is not None:

@@ -12,22 +12,23 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.nn import functional
 
-__all__ = ["NotLoweredError", "lowered"]
+__all__ = ["GroupedRuns", "NotLoweredError", "Runs", "lowered"]
 
 
 class NotLoweredError(Exception):
     """A function applies an operation that is not known to act on each row separately."""
 
 
-def lowered(function, variables, rows, bounds):
+def lowered(function, variables, rows, runs):
     """Returns the results of `function` for sorted rows, each with the variables of its expert.
 
     Args:
         function: Maps `(variables_of_one_expert, rows)` to a list of tensors `(r, …)`, row by row.
         variables: Tensors `(e, …)`.
         rows: Tensors `(r, …)`.
-        bounds: Integers; the rows of expert `l` are `bounds[l]:bounds[l + 1]`.
+        runs: `Runs` or `GroupedRuns`: which rows are whose.
 
     Returns:
         List of tensors `(r, …)`.
@@ -35,7 +36,6 @@ def lowered(function, variables, rows, bounds):
     Raises:
         NotLoweredError: The function does more than is lowered.
     """
-    runs = _Runs(bounds, rows[0].device)
     own = [_Variable.of(variable, runs) for variable in variables]
     results = function(own, [_rows(tensor) for tensor in rows])
     if not all(type(y) is _Rows and y.shape[0] == runs.num_rows for y in results):
@@ -43,11 +43,16 @@ def lowered(function, variables, rows, bounds):
     return [y.as_subclass(torch.Tensor) for y in results]
 
 
-class _Runs:
-    """Which rows belong to which expert.
+class Runs:
+    """Which rows belong to which expert, known to the host: a kernel for each expert in use.
+
+    Args:
+        bounds: Integers; the rows of expert `l` are `bounds[l]:bounds[l + 1]`.
+        device: Where the rows are.
 
     Attributes:
         num_rows: `r`.
+        num_experts: `e`.
         used: Triples of an expert, its first row and the row after its last; only those with rows.
     """
 
@@ -66,6 +71,101 @@ class _Runs:
             self._expert = torch.repeat_interleave(loads)
         return self._expert
 
+    def product(self, x, w):
+        """Returns `y[i] = x[i] @ w[expert of i]`: `(r, t, d)` and `(e, d, u)` to `(r, t, u)`."""
+        y = x.new_empty((*x.shape[:-1], w.shape[-1]))
+        self._write(torch.mm, y, x, w)
+        return y
+
+    def outer(self, x, g):
+        """Returns `w[l] = Σ_i x[i]ᵀ g[i]` over the rows of expert `l`."""
+        full = len(self.used) == self.num_experts
+        shape = self.num_experts, x.shape[-1], g.shape[-1]
+        w = x.new_empty(shape) if full else x.new_zeros(shape)
+        slices = w.unbind()
+        for expert, a, b in self.used:
+            torch.mm(x[a:b].flatten(0, -2).T, g[a:b].flatten(0, -2), out=slices[expert])
+        return w
+
+    def add(self, x, b):
+        """Returns `y[i] = x[i] + b[expert of i]`: `(r, …, u)` and `(e, u)` to `(r, …, u)`."""
+        y = torch.empty_like(x)
+        self._write(torch.add, y, x, b)
+        return y
+
+    def sum_rows(self, x):
+        """Returns `p[l] = Σ_i x[i]` over the rows of expert `l`: `(r, …)` to `(e, …)`."""
+        p = x.new_zeros((self.num_experts, *x.shape[1:]))
+        slices = p.unbind()
+        for expert, a, b in self.used:
+            torch.sum(x[a:b], 0, out=slices[expert])
+        return p
+
+    def _write(self, function, y, x, variable):
+        """Writes `function(x, variable)` to `y`, run by run."""
+        flat = (y.flatten(1, -2), x.flatten(1, -2)) if y.ndim > 2 else (y, x)
+        times = flat[0].shape[1] if y.ndim > 2 else 1
+        y, x = (tensor.reshape(-1, tensor.shape[-1]) for tensor in flat)
+        slices = variable.unbind() if 4 * len(self.used) > self.num_experts else variable
+        for expert, a, b in self.used:
+            function(x[a * times : b * times], slices[expert], out=y[a * times : b * times])
+
+
+class GroupedRuns:
+    """Which rows belong to which expert, known to the device alone: one grouped kernel for all.
+
+    The host never waits for the loads. Rows behind the last that counts are given to the expert
+    that has the last one: what they give means nothing.
+
+    Args:
+        offsets: int32 `(e + 1,)`; the rows of expert `l` are `offsets[l]:offsets[l + 1]`.
+        num_rows: `r`.
+
+    Attributes:
+        num_rows: `r`.
+        num_experts: `e`.
+    """
+
+    def __init__(self, offsets, num_rows):
+        self.num_rows = num_rows
+        self.num_experts = len(offsets) - 1
+        self._ends = torch.where(offsets[1:] >= offsets[-1], num_rows, offsets[1:])
+        self._expert = None
+
+    def expert(self):
+        """Returns int64 `(r,)`, the expert of each row."""
+        if self._expert is None:
+            rows = torch.arange(self.num_rows, device=self._ends.device)
+            self._expert = torch.searchsorted(self._ends.long(), rows, right=True)
+        return self._expert
+
+    def product(self, x, w):
+        """See `Runs.product`."""
+        flat = x.flatten(0, -2)
+        return self._grouped(flat, w, flat.shape[0]).unflatten(0, x.shape[:-1])
+
+    def outer(self, x, g):
+        """See `Runs.outer`."""
+        x, g = x.flatten(0, -2), g.flatten(0, -2)
+        return self._grouped(x.T, g, x.shape[0])
+
+    def add(self, x, b):
+        """See `Runs.add`."""
+        b = b.index_select(0, self.expert())
+        return x + b.reshape(-1, *(1,) * (x.ndim - 2), b.shape[-1])
+
+    def sum_rows(self, x):
+        """See `Runs.sum_rows`."""
+        p = x.new_zeros((self.num_experts, *x.shape[1:]))
+        return p.index_add(0, self.expert(), x)
+
+    def _grouped(self, x, w, num_rows):
+        ends = (self._ends * (num_rows // max(self.num_rows, 1))).int()
+        try:
+            return functional.grouped_mm(x, w, offs=ends)
+        except (RuntimeError, ValueError) as error:  # a dtype or strides that it does not take
+            raise NotLoweredError(str(error)) from error
+
 
 def _apply(function, *args):
     """Returns the result of an autograd function, called directly where no gradient is needed."""
@@ -80,9 +180,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x, w, runs):
-        y = x.new_empty((*x.shape[:-1], w.shape[-1]))
-        _write(torch.mm, y, x, w, runs)
-        return y
+        return runs.product(x, w)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -103,13 +201,7 @@ class _Outer(torch.autograd.Function):
 
     @staticmethod
     def forward(x, g, runs):
-        full = len(runs.used) == runs.num_experts
-        shape = runs.num_experts, x.shape[-1], g.shape[-1]
-        w = x.new_empty(shape) if full else x.new_zeros(shape)
-        slices = w.unbind()
-        for expert, a, b in runs.used:
-            torch.mm(x[a:b].flatten(0, -2).T, g[a:b].flatten(0, -2), out=slices[expert])
-        return w
+        return runs.outer(x, g)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -131,9 +223,7 @@ class _Add(torch.autograd.Function):
 
     @staticmethod
     def forward(x, b, runs):
-        y = torch.empty_like(x)
-        _write(torch.add, y, x, b, runs)
-        return y
+        return runs.add(x, b)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -166,11 +256,7 @@ class _SumRows(torch.autograd.Function):
 
     @staticmethod
     def forward(x, runs):
-        p = x.new_zeros((runs.num_experts, *x.shape[1:]))
-        slices = p.unbind()
-        for expert, a, b in runs.used:
-            torch.sum(x[a:b], 0, out=slices[expert])
-        return p
+        return runs.sum_rows(x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -179,16 +265,6 @@ class _SumRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return _apply(_Spread, gradient, ctx.runs), None
-
-
-def _write(function, y, x, variable, runs):
-    """Writes `function(x, variable)` to `y`, run by run."""
-    flat = (y.flatten(1, -2), x.flatten(1, -2)) if y.ndim > 2 else (y, x)
-    times = flat[0].shape[1] if y.ndim > 2 else 1
-    y, x = (tensor.reshape(-1, tensor.shape[-1]) for tensor in flat)
-    slices = variable.unbind() if 4 * len(runs.used) > runs.num_experts else variable
-    for expert, a, b in runs.used:
-        function(x[a * times : b * times], slices[expert], out=y[a * times : b * times])
 
 
 def _rows(tensor):
@@ -240,7 +316,7 @@ class _Variable(_Lowered):
     """
 
     stack: torch.Tensor
-    runs: _Runs
+    runs: Runs | GroupedRuns
 
     @classmethod
     def of(cls, stack, runs):
