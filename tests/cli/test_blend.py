@@ -80,6 +80,44 @@ def test_a_gate_learns_whom_to_trust(plait, folder, tmp_path, task, target):
         np.testing.assert_allclose(found[:, i], expected, atol=1e-5)
 
 
+def test_the_simplest_gate_that_held_out_rows_allow_is_chosen(plait, folder, tmp_path):
+    """One that sees the row where that pays, the plain average where nothing does."""
+    chosen = {}
+    for target in ("label", "coin"):
+        out, report = tmp_path / f"{target}.keras", tmp_path / f"{target}.html"
+        result = blend(
+            plait, folder, "c", out, target, "--gate", "auto", "--epochs", 20, "--report", report
+        )
+        assert result.exit_code == 0, result.output
+        told = re.search(r"Loss on held-out rows: (.*)\. Chosen: ([a-z-]+),", result.stderr)
+        names = [part.split()[0] for part in told[1].split(", ")]
+        assert names == ["uniform", "constant", "linear", "per-class", "mlp"]
+        chosen[target] = json.loads(result.stdout)["gate"]
+        assert chosen[target] == told[2]
+        assert load(out).model.predict(np.zeros((1, 2)), verbose=0).shape == (1, 2)
+    assert chosen["label"] in ("linear", "mlp")
+    assert chosen["coin"] == "uniform"
+
+
+def test_weights_per_class(plait, refused, folder, tmp_path):
+    """A weight for each class and model; a table of values has no classes."""
+    out, report = tmp_path / "m.keras", tmp_path / "r.html"
+    result = blend(
+        plait, folder, "c", out, "label", "--gate", "per-class", "--epochs", 5, "--report", report
+    )
+    assert result.exit_code == 0, result.output
+    mixture = load(out).mixture
+    assert mixture.combination == "geometric"
+    assert mixture.gate_weights(np.zeros((1, 2), "float32")).shape == (1, 2, 3)
+    assert "The honest table" in report.read_text()
+    models = [folder / f"r{i}.keras" for i in (1, 2)]
+    error = refused(
+        "blend", *models, "--data", folder / "train.csv", "--target", "y", "--ignore", "label",
+        "--ignore", "coin", "--gate", "per-class", "-o", tmp_path / "n.keras",
+    )  # fmt: skip
+    assert "`--gate per-class` weighs the classes" in error
+
+
 def test_where_no_gate_helps_the_blend_is_the_best_constant_weights(plait, folder, tmp_path):
     result = blend(plait, folder, "c", tmp_path / "m.keras", "coin", "--epochs", 3)
     rows = {row["name"]: row["loss"] for row in json.loads(result.stdout)["scores"]}

@@ -57,6 +57,14 @@ Test = Annotated[
 Model = Annotated[pathlib.Path, typer.Argument(help="A .keras file of plait fit or plait blend.")]
 Seed = Annotated[int, typer.Option(help="The same seed repeats the run exactly.")]
 Gate = Annotated[str, _one_of("How the mixture weighs its experts.", "linear", "mlp", "constant")]
+BlendingGate = Annotated[
+    str,
+    _one_of(
+        "How the models are weighed; auto takes the simplest that held-out rows do not speak "
+        "against.",
+        *("linear", "mlp", "constant", "uniform", "per-class", "auto"),
+    ),
+]
 Hidden = Annotated[int, typer.Option(help="Units in each hidden layer of an expert or mlp gate.")]
 Epochs = Annotated[int, typer.Option(help="At most; training stops early when it stops helping.")]
 Ignore = Annotated[
@@ -127,7 +135,7 @@ def blend(
     target: Target,
     output: Output,
     test: Test = None,
-    gate: Gate = "linear",
+    gate: BlendingGate = "linear",
     hidden: Hidden = 32,
     epochs: Epochs = 200,
     seed: Seed = 0,

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 
 import plait
+from plait.cli import interrupts
 from plait.cli.console import Result, remarks
 from plait.cli.data import Parts, Rows, as_rows, divide, load_rows, load_training
 from plait.cli.learn import batch_size, finish, loss_for, train, with_baseline
-from plait.cli.options import check_at_least, check_gate, check_outputs
+from plait.cli.options import BLENDING_GATES, check_at_least, check_gate, check_outputs
 from plait.errors import message
 from plait.inspection import choose, losses
 from plait.tables import (
@@ -24,9 +25,10 @@ from plait.tables import (
     infer,
     load_keras,
 )
+from plait.training.gate_choice import CANDIDATES, choose_gate
 from plait.training.seen import seen_in_training
 
-_EVEN = 0.1  # part of the gate's start that is shared evenly: a weight of 0 could never grow
+_EVEN = 0.1  # part of the gate's start that is shared evenly
 _TINY = 1e-6  # what a constant weight of 0 becomes as a score
 
 
@@ -48,7 +50,7 @@ class BlendOptions:
 
     def check(self) -> None:
         """Raises on what is wrong without a look at the data."""
-        check_gate(self.gate)
+        check_gate(self.gate, BLENDING_GATES)
         check_at_least("--hidden", self.hidden, 1)
         check_at_least("--epochs", self.epochs, 1)
         check_at_least("--seed", self.seed, 0)
@@ -85,6 +87,14 @@ def run(options: BlendOptions) -> Result:
         _load(path, name) for path, name in zip(options.models, _names(options.models), strict=True)
     ]
     schema = _schema(experts, frame, options.target)
+    if options.gate == "per-class" and schema.task == "regression":
+        raise ValueError(
+            message(
+                "`--gate per-class` weighs the classes of a classification",
+                f"the regression of {schema.target!r}",
+                "Use --gate linear, or --gate auto",
+            )
+        )
     rows = as_rows(frame, schema)
     for expert in experts:
         _check_expert(expert, schema, rows.x[:32])
@@ -93,22 +103,24 @@ def run(options: BlendOptions) -> Result:
     remarks.print(f"{schema.task} of {schema.target!r}: {len(experts)} models, {options.gate} gate")
 
     keras.utils.set_random_seed(options.seed)
-    gate, last = build_gate(schema, len(experts), options.hidden, options.gate)
-    mixture = plait.Mixture(
-        [expert.model for expert in experts], gate, router=plait.routers.Softmax()
-    )
-    model = assemble(mixture, schema, encode=False)
+    models = [expert.model for expert in experts]
+    model = assemble(plait.Mixture(models, "uniform"), schema, encode=False)
     seen = parts.seen
     if test_rows is not None:
         _warn_of_seen_rows(model, experts, seen, test_rows)
-    reference = choose(model.expert_outputs(seen.x), seen.y, schema.task)
-    _set_constant(last, reference.weights)
-    if options.gate != "constant" and not _learn(model, last, reference.weights, parts, options):
-        remarks.print("No gate beat the best constant weights on held-out rows: these it is.")
+    outputs = model.expert_outputs(seen.x)
+    reference = choose(outputs, seen.y, schema.task)
+    blend = Blend(models, schema, reference.weights, options.hidden)
+    if options.gate == "auto":
+        gate, mixture = _choose(blend, seen, outputs, options)
+    else:
+        gate, mixture = options.gate, blend.mixture(options.gate)
+        if gate not in ("constant", "uniform") and not _learn(mixture, blend, parts, options):
+            remarks.print("No gate beat the best constant weights on held-out rows: these it is.")
 
     names = [expert.name for expert in experts]
-    model = with_baseline(model, reference, names)
-    chosen = {"experts": names, "gate": options.gate, "seed": options.seed}
+    model = with_baseline(assemble(mixture, schema, encode=False), reference, names)
+    chosen = {"experts": names, "gate": gate, "seed": options.seed}
     return finish(model, parts, options.output, options.report, chosen)
 
 
@@ -123,58 +135,106 @@ def _warn_of_seen_rows(model: TableModel, experts: list[Expert], seen: Rows, tes
         remarks.print(text)
 
 
-def build_gate(
-    schema: Schema, experts: int, hidden: int, gate: str
-) -> tuple[keras.Model, keras.layers.Layer]:
-    """Returns a gate that gives each expert the score 0 everywhere, and its last layer.
+class Blend(NamedTuple):
+    """What gates are made for.
 
-    Args:
-        schema: How to standardise the raw matrix.
-        experts: How many scores.
+    Attributes:
+        models: The experts.
+        schema: What their columns and outputs mean.
+        constant: The best constant weights, `(e,)`.
         hidden: Units of the hidden layer of an mlp gate.
-        gate: `"linear"`, `"mlp"` or `"constant"`.
     """
-    last = keras.layers.Dense(
-        experts,
-        kernel_initializer="zeros",
-        kernel_regularizer=keras.regularizers.L2(1e-4),
-        name="scores",
+
+    models: list[keras.Model]
+    schema: Schema
+    constant: np.ndarray
+    hidden: int
+
+    def mixture(self, gate: str, even: float = 0.0) -> plait.Mixture:
+        """Returns a compiled mixture whose gate gives the best constant weights everywhere.
+
+        Args:
+            gate: One of `plait.cli.options.BLENDING_GATES`, but `"auto"`. `"per-class"` pools the
+                logarithms of probabilities.
+            even: Part of these weights that is shared evenly: a weight of 0 could never grow.
+        """
+        constant = (1.0 - even) * self.constant + even / len(self.models)
+        if gate == "uniform":
+            mixture = plait.Mixture(self.models, "uniform")
+        elif gate == "per-class":
+            weights = plait.layers.ClassWeights(
+                len(self.models), len(self.schema.classes), start=constant.tolist()
+            )
+            mixture = plait.Mixture(self.models, weights, combination="geometric")
+        else:
+            made = self._gate(gate, np.log(np.maximum(constant, _TINY)))
+            mixture = plait.Mixture(self.models, made, router=plait.routers.Softmax())
+        mixture.compile(keras.optimizers.Adam(3e-3), loss_for(self.schema.task))
+        return mixture
+
+    def _gate(self, gate: str, scores: np.ndarray) -> keras.Model:
+        """Returns a gate of the raw matrix that gives these scores everywhere."""
+        last = keras.layers.Dense(
+            len(scores),
+            kernel_initializer="zeros",
+            kernel_regularizer=keras.regularizers.L2(1e-4),
+            name="scores",
+        )
+        layers: list[Any] = [keras.Input((len(self.schema.columns),)), TableEncoder(self.schema)]
+        if gate == "mlp":
+            layers.append(keras.layers.Dense(self.hidden, activation="relu"))
+        model = keras.Sequential([*layers, last])
+        # A constant gate is a linear one whose kernel stays at zero.
+        last.set_weights([last.get_weights()[0], scores])
+        last.trainable = gate != "constant"
+        return model
+
+
+def _choose(
+    blend: Blend, seen: Rows, outputs: np.ndarray, options: BlendOptions
+) -> tuple[str, plait.Mixture]:
+    """Returns the simplest gate that held-out rows do not speak against, and its mixture."""
+    task = blend.schema.task
+    candidates = [name for name in CANDIDATES if task == "classification" or name != "per-class"]
+    if task == "regression":
+        outputs = outputs.astype("float32")
+
+    def build(gate: str) -> plait.Mixture:
+        interrupts.check()
+        return blend.mixture(gate, _EVEN if gate != "constant" else 0.0)
+
+    found = choose_gate(
+        build,
+        seen.x,
+        _column(seen.y, task),
+        candidates,
+        outputs=outputs,
+        epochs=options.epochs,
+        batch_size=batch_size(len(seen.y)),
+        seed=options.seed,
     )
-    layers: list[Any] = [keras.Input((len(schema.columns),)), TableEncoder(schema)]
-    if gate == "mlp":
-        layers.append(keras.layers.Dense(hidden, activation="relu"))
-    model = keras.Sequential([*layers, last])
-    # A constant gate is a linear one whose kernel stays at zero.
-    return model, last
+    best = min(found.losses, key=found.losses.__getitem__)
+    told = ", ".join(f"{name} {loss:.4g}" for name, loss in found.losses.items())
+    why = "the best" if found.name == best else f"within one standard error of {best}"
+    remarks.print(f"Loss on held-out rows: {told}. Chosen: {found.name}, {why}.")
+    return found.name, found.mixture
 
 
-def _set_constant(last: keras.layers.Layer, weights: np.ndarray) -> None:
-    """Makes a gate whose last kernel is still zero give these weights everywhere."""
-    last.set_weights([last.get_weights()[0], np.log(np.maximum(weights, _TINY))])
-
-
-def _learn(
-    model: TableModel,
-    last: keras.layers.Layer,
-    constant: np.ndarray,
-    parts: Parts,
-    options: BlendOptions,
-) -> bool:
+def _learn(mixture: plait.Mixture, blend: Blend, parts: Parts, options: BlendOptions) -> bool:
     """Trains the gate from near the best constant weights on; returns whether it got any better.
 
     If it did not, on the rows held out for early stopping, the constant weights stay.
     """
-    mixture, task = model.mixture, model.schema.task
+    task = blend.schema.task
     spread = 1.0 if task == "classification" else float(np.std(parts.train.y)) or 1.0
     before = mixture.get_weights()
-    mixture.compile(keras.optimizers.Adam(3e-3), loss_for(task))
 
     def held_out() -> float:
         found = mixture.predict(parts.valid.x, batch_size=1024, verbose=0)
         return float(losses(found, parts.valid.y, task).mean()) / spread**2
 
     start = held_out()
-    _set_constant(last, (1.0 - _EVEN) * constant + _EVEN / len(constant))
+    mixture.set_weights(blend.mixture(options.gate, _EVEN).get_weights())
     train(
         mixture.fit_gate,
         options.epochs,
@@ -279,4 +339,4 @@ def _check_expert(expert: Expert, schema: Schema, x: np.ndarray) -> None:
         )
 
 
-__all__ = ["BlendOptions", "Expert", "build_gate", "run"]
+__all__ = ["Blend", "BlendOptions", "Expert", "run"]

@@ -7,12 +7,13 @@ from plait.errors import choose_from, message
 from plait.tables.output import check_output
 
 GATES = ("linear", "mlp", "constant")
+BLENDING_GATES = (*GATES, "uniform", "per-class", "auto")
 
 
-def check_gate(gate: str) -> None:
+def check_gate(gate: str, known: Sequence[str] = GATES) -> None:
     """Raises unless the gate is known."""
-    if gate not in GATES:
-        raise ValueError(choose_from("--gate", gate, GATES))
+    if gate not in known:
+        raise ValueError(choose_from("--gate", gate, known))
 
 
 def check_at_least(option: str, value: int, least: int) -> None:
@@ -48,4 +49,11 @@ def check_not_input(output: pathlib.Path, given: pathlib.Path | None) -> None:
         )
 
 
-__all__ = ["GATES", "check_at_least", "check_gate", "check_not_input", "check_outputs"]
+__all__ = [
+    "BLENDING_GATES",
+    "GATES",
+    "check_at_least",
+    "check_gate",
+    "check_not_input",
+    "check_outputs",
+]

@@ -76,7 +76,7 @@ def gather(
     baseline = schema.baseline
     assert baseline is not None  # `plait fit` and `plait blend` write it; nothing else gets here
     predictions = model.model.predict(x, batch_size=batch_size, verbose=0)
-    weights = model.mixture.gate_weights(model.features(x))
+    weights = _weights(model, x)
     outputs = model.expert_outputs(x)
     reference = Reference(baseline.expert, np.asarray(baseline.weights))
     chosen = (schema.record or {}).get("chosen", "mixture")
@@ -101,6 +101,12 @@ def gather(
     )
 
 
+def _weights(model: TableModel, x: np.ndarray) -> np.ndarray:
+    """Returns the weight of each expert on each row, `(b, e)`: of weights per class the mean."""
+    weights = model.mixture.gate_weights(model.features(x))
+    return weights.mean(axis=1) if weights.ndim == 3 else weights
+
+
 def _importance(model: TableModel, x: np.ndarray, y: np.ndarray) -> Importance | None:
     schema = model.schema
     if len(schema.names) > _MOST_SHUFFLED:
@@ -112,7 +118,7 @@ def _importance(model: TableModel, x: np.ndarray, y: np.ndarray) -> Importance |
 
     def predict(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = model.model.predict(rows, batch_size=_MOST_ROWS, verbose=0)
-        return found, model.mixture.gate_weights(model.features(rows))
+        return found, _weights(model, rows)
 
     return permutation_importance(predict, x, y, schema.task, places)
 

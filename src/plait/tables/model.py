@@ -35,6 +35,8 @@ class TableModel(NamedTuple):
     def expert_outputs(self, x: np.ndarray) -> np.ndarray:
         """Returns the experts' outputs for a raw matrix, in the target's units, `(b, e, u)`."""
         outputs = self.mixture.expert_outputs(self.features(x))
+        routed = len(self.mixture.weights_shape() or (0, 0)) - 1
+        outputs = np.moveaxis(outputs, routed, 1)  # with weights per class they are (b, u, e)
         for layer in self.model.layers[2:]:
             outputs = keras.ops.convert_to_numpy(layer(outputs))
         return outputs
