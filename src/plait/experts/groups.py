@@ -11,6 +11,7 @@ from keras import ops, tree
 
 from plait.compat import flat_layers
 from plait.errors import first_line
+from plait.experts.devices import devices_in_force
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.kept import KeptCalls
 from plait.experts.runner import ExpertRunner, Results, Rows, input_of
@@ -262,11 +263,18 @@ class ExpertBank:
         plan = self._plan(inputs, masks, training)
         rows = _rows(inputs, masks, self.num_experts)
         variables = [variable for _, runner in plan.groups for variable in runner.state()]
+        devices = devices_in_force(
+            [runner for _, runner in plan.groups],
+            ops.shape(indices)[0],
+            any(traits.draws for traits in plan.traits),
+        )
 
         def run() -> Results:
             vectorized = tuple(runner.vectorized for _, runner in plan.groups)
-            key = (id(plan), capacity, vectorized, tuple(rows.part_of), training)
-            function = partial(self._run_dispatched, plan, rows.part_of, capacity, training)
+            key = (id(plan), capacity, devices, vectorized, tuple(rows.part_of), training)
+            function = partial(
+                self._run_dispatched, plan, rows.part_of, capacity, devices, training
+            )
             return self._kept.run(key, variables, function, rows.parts, rows.masks, indices)
 
         return self._unless_refused(plan.groups, run)
@@ -276,6 +284,7 @@ class ExpertBank:
         plan: Plan,
         part_of: list[int],
         capacity: int | None,
+        devices: backend.Devices | None,
         training: bool,
         parts: list[Nested],
         masks: list[list[Mask] | None],
@@ -291,7 +300,7 @@ class ExpertBank:
                 groups.append(
                     with_all_masks(group, traits.mask_ranks, plan.mask_ranks, plan.dtypes)
                 )
-        outputs, kept = apply_groups(groups, fed_to_groups(rows), indices, capacity)
+        outputs, kept = apply_groups(groups, fed_to_groups(rows), indices, capacity, devices)
         if training:
             for _, runner in plan.groups:
                 runner.after_dispatch()
