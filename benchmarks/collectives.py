@@ -70,7 +70,14 @@ def step(way, num_experts, hidden, folder):
     moe = plait.Mixture(
         keras.Sequential(layers), num_experts=num_experts, router=plait.routers.TopK(SELECTED)
     )
-    model = keras.Sequential([keras.Input((FEATURES,)), moe])
+    model = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(FEATURES),
+            moe,
+            keras.layers.Dense(FEATURES),
+        ]
+    )
     if axis:
         shape, names = ((1, 4), ["batch", "expert"]) if way == "apart" else ((4,), ["batch"])
         mesh = keras.distribution.DeviceMesh(shape, names)
@@ -143,10 +150,11 @@ def main():
     page = [
         "# What devices send one another",
         "",
-        f"One training step (SGD) of a top-{SELECTED} mixture of two-layer experts on {ROWS} rows of "
-        f"{FEATURES} features, float32, on {DEVICES} virtual CPU devices of JAX: the",
-        "collectives in the compiled program, in KiB of the whole tensor, each counted once. Made "
-        "by `python -m benchmarks.collectives`.",
+        f"One training step (SGD) of a dense layer, a top-{SELECTED} mixture of two-layer experts "
+        f"and a dense layer, on {ROWS} rows of {FEATURES} features,",
+        f"float32, on {DEVICES} virtual CPU devices of JAX: the collectives in the compiled "
+        "program, in KiB of the whole tensor, each counted",
+        "once. Made by `python -m benchmarks.collectives`.",
         "",
     ]
     for way in WAYS:

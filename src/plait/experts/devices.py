@@ -40,9 +40,8 @@ def devices_in_force(
     sizes = dict(zip(mesh.axis_names, map(int, mesh.shape), strict=True))
     if not isinstance(num_rows, int) or num_rows % sizes[rows]:
         return None
-    axes = [axis for runner in runners for axis in _axes(runner, distribution)]
-    split = {axis for axis in axes if axis is not None}
-    if _OTHER in split or len(split) > 1:
+    split = _axes_of_experts(runners, distribution)
+    if split is None or len(split) > 1:
         return None
     experts = next((axis for axis in split if sizes[axis] > 1), None)
     shards = sizes[experts] if experts else 1
@@ -53,17 +52,22 @@ def devices_in_force(
     return backend.Devices(mesh.backend_mesh, rows, experts, sizes[rows], shards)
 
 
-# Stands for a layout that is no split of the first axis.
-_OTHER = object()
+def _axes_of_experts(
+    runners: Sequence[ExpertRunner], distribution: "keras.distribution.Distribution"
+) -> set[str] | None:
+    """Returns the axes of the mesh that split the first axis of variables.
 
-
-def _axes(runner: ExpertRunner, distribution: "keras.distribution.Distribution") -> list[object]:
-    """Returns for each variable the axis of the mesh that splits its first axis, or `None`."""
-    found = []
-    for variable in runner.state():
-        first, *rest = [*distribution.get_variable_layout(variable).axes, None]
-        found.append(_OTHER if any(rest) else first)
-    return found
+    Returns:
+        `None` where another axis of a variable is split.
+    """
+    found = set()
+    for runner in runners:
+        for variable in runner.state():
+            axes = list(distribution.get_variable_layout(variable).axes)
+            if any(axes[1:]):
+                return None
+            found |= set(axes[:1])
+    return found - {None}
 
 
 def _holds_shares(runner: ExpertRunner, shards: int) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -9,7 +10,21 @@ from keras import ops
 from plait.ops import backend
 from plait.typing import Nested, Tensor
 
-__all__ = ["local_numbers", "runs_within_expert", "spread", "within_expert"]
+__all__ = ["Merge", "local_numbers", "runs_within_expert", "spread", "within_expert"]
+
+
+class Merge(NamedTuple):
+    """A sum over the experts of a row, of which each device takes its experts' part.
+
+    Attributes:
+        function: Maps `(weights, indices, outputs)` to what is made of outputs `(n, k, …)`: the
+            results for two parts of the slots, the others empty, add up to that for all.
+        weights: Tensor `(n, e)`.
+    """
+
+    function: Callable[[Tensor, Tensor, Nested], Nested]
+    weights: Tensor
+
 
 _within = ContextVar("inside a call of an expert", default=False)
 
@@ -41,6 +56,7 @@ def spread(
     leaves: Sequence[Tensor],
     indices: Tensor,
     devices: backend.Devices,
+    merge: Merge | None = None,
 ) -> list[Tensor]:
     """Runs a dispatch on every device of a mesh: rows travel to experts, weights stay.
 
@@ -53,28 +69,35 @@ def spread(
         leaves: List of tensors `(n, …)`; the devices along the rows' axis divide `n`.
         indices: int32 `(n, k)`.
         devices: The mesh. The devices along the experts' axis divide the experts of each group.
+        merge: What each device makes of its outputs, a list, before they travel; or `None`.
 
     Returns:
-        List of tensors `(n, k, …)`.
+        List of tensors `(n, k, …)`, or what `merge` returns.
     """
     shards = devices.expert_shards
     counts = [group.num_experts // shards for group in groups]
 
     def on_one(variables: Sequence[list[Tensor]], rows: Sequence[Tensor], shard: Tensor) -> Nested:
-        *leaves, indices = rows
+        *leaves, indices, weights = rows
+        numbers = indices
         if shards > 1:
-            numbers = ops.convert_to_tensor(local_numbers(counts, shards))
-            indices = ops.take(ops.take(numbers, shard, axis=0), indices)
+            table = ops.convert_to_tensor(local_numbers(counts, shards))
+            numbers = ops.take(ops.take(table, shard, axis=0), indices)
         own = [
             group._replace(variables=list(values), num_experts=count)
             for group, values, count in zip(groups, variables, counts, strict=True)
         ]
         # What a capacity drops has been dropped, counted over all rows. A device's share of the
         # rest may be of any size.
-        return run(own, leaves, indices, None, shards)
+        outputs = run(own, leaves, numbers, None, shards)
+        if merge is None:
+            return outputs
+        own_indices = ops.where(numbers < sum(counts), indices, sum(counts) * shards)
+        return merge.function(weights, own_indices, outputs)
 
     variables = [group.variables for group in groups]
-    return backend.on_devices(on_one, devices, variables, [*leaves, indices])
+    rows = [*leaves, indices, None if merge is None else merge.weights]
+    return backend.on_devices(on_one, devices, variables, rows)
 
 
 def local_numbers(counts: Sequence[int], shards: int) -> np.ndarray:

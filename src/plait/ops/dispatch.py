@@ -12,7 +12,7 @@ from fractions import Fraction
 from keras import ops, tree
 
 from plait.ops import backend
-from plait.ops.devices import spread, within_expert
+from plait.ops.devices import Merge, spread, within_expert
 from plait.ops.tracing import runs_every_expert
 from plait.typing import Count, Nested, Tensor
 
@@ -77,6 +77,7 @@ def apply_groups(
     indices: Tensor,
     capacity: int | None = None,
     devices: backend.Devices | None = None,
+    merge: Merge | None = None,
 ) -> Nested:
     """As `apply_experts`, where experts are of several architectures.
 
@@ -91,9 +92,10 @@ def apply_groups(
         indices: As for `apply_experts`.
         capacity: As for `apply_experts`.
         devices: The devices over which rows and experts are spread, or `None`.
+        merge: What each device makes of its rows' outputs, or `None`. Only with `devices`.
 
     Returns:
-        As for `apply_experts`.
+        As for `apply_experts`; with `merge`, what it returns.
     """
     flats = [backend.Flat(group.function) for group in groups]
 
@@ -113,12 +115,20 @@ def apply_groups(
     ]
     leaves = list(map(ops.convert_to_tensor, tree.flatten(inputs)))
     indices = ops.cast(indices, "int32")
+
+    def unflatten(outputs: list[Tensor]) -> Nested:
+        return next(flat for flat in flats if flat.structure is not None).unflatten(outputs)
+
     if devices is None:
-        outputs = _run(groups, leaves, indices, capacity)
-    else:
-        outputs = spread(_run, groups, leaves, indices, devices)
-    called = next(flat for flat in flats if flat.structure is not None)
-    return called.unflatten(outputs)
+        return unflatten(_run(groups, leaves, indices, capacity))
+    if merge is None:
+        return unflatten(spread(_run, groups, leaves, indices, devices))
+    merged = backend.Flat(
+        lambda weights, indices, outputs: merge.function(weights, indices, unflatten(outputs))
+    )
+    return merged.unflatten(
+        spread(_run, groups, leaves, indices, devices, merge._replace(function=merged))
+    )
 
 
 def _run(
