@@ -110,7 +110,7 @@ def measure(way, spread):
     for num_experts, hidden in itertools.product(EXPERTS, HIDDEN):
         found = collectives(step(way, num_experts, hidden, folder))
         weights = num_experts * 4 * (2 * FEATURES * hidden + hidden + FEATURES)
-        cells = [f"{found[kind] / 1024:.1f}" if found[kind] else "–" for kind in KINDS]
+        cells = [f"{found[kind] / 1024:.1f}" if found[kind] else "0" for kind in KINDS]
         total = f"{sum(found.values()) / 1024:.1f}"
         after = "spread" if spread else "one dispatch"
         row = [after, num_experts, hidden, f"{weights / 1024:.0f}", *cells, f"**{total}**"]

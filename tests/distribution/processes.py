@@ -49,7 +49,9 @@ def run(case):
             float((a - b).abs().max()) for a, b in zip(variables, shared_variables, strict=True)
         ),
         "processes": size,
-        "moved": float(variables[0].sub(made(case).trainable_variables[0].value).abs().max()),
+        "moved": float(
+            (variables[0] - made(case).trainable_variables[0].value.detach()).abs().max()
+        ),
     }
 
 
