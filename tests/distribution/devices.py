@@ -4,6 +4,7 @@ The ways: `one` device; `data` parallel; experts `apart`, split over an axis of 
 `same` axis for experts and batch; `both`, two devices for the batch times two for the experts.
 """
 
+import contextlib
 import json
 import sys
 
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 
 import plait
+from plait.experts.groups import ExpertBank
 from plait.ops import backend
 
 TopK = plait.routers.TopK
@@ -50,7 +52,9 @@ def tasks():
 
 def nested():
     """Experts that are sparse mixtures themselves."""
-    inner = keras.Sequential([plait.Mixture(expert(), num_experts=2, router=TopK(1))])
+    inner = keras.Sequential(
+        [keras.Input((6,)), plait.Mixture(expert(), num_experts=2, router=TopK(1))]
+    )
     return [plait.Mixture(inner, num_experts=8, router=TopK(2))]
 
 
@@ -106,12 +110,11 @@ def run(case, way):
         plait.distribution.distribute(model, layouts)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 6)).astype("float32"), rng.normal(size=(64, 2)).astype("float32")
-    counts = []
+    in_fit, in_calls = [], []
     fit = {"batch_size": 16, "epochs": 3, "shuffle": False, "verbose": 0}
-    with counted(counts):
+    with counted(in_fit):
         losses = model.fit(x, y, **fit).history["loss"]
-    trained = bool(counts)
-    with counted(counts):
+    with counted(in_calls):
         eager = np.asarray(model(x[:8]), "float32")
         odd = np.asarray(model(x[:7]), "float32")
     stacks = [] if layouts is None else layouts.expert_variables
@@ -129,25 +132,29 @@ def run(case, way):
         "variables": [v.tolist() for v in variables],
         "outputs": [eager.tolist(), odd.tolist()],
         "shares": shares,
-        "spread": [trained, len(counts) > trained],
+        "spread": [True in in_fit, False in in_calls],
     }
 
 
-class counted:  # noqa: N801  # a context manager, named as one
-    """Appends to a list at every dispatch that is spread."""
+@contextlib.contextmanager
+def counted(spread):
+    """Appends to a list, at every dispatch that is spread, whether it is one in training."""
+    on_devices, run_dispatched = backend.on_devices, ExpertBank.run_dispatched
+    training = []
 
-    def __init__(self, counts):
-        self.counts, self.whole = counts, backend.on_devices
+    def run(bank, inputs, masks, indices, capacity, trains, *rest):
+        training.append(trains)
+        return run_dispatched(bank, inputs, masks, indices, capacity, trains, *rest)
 
-    def __enter__(self):
-        def on_devices(*args):
-            self.counts.append(1)
-            return self.whole(*args)
+    def spreads(*args):
+        spread.append(training[-1])
+        return on_devices(*args)
 
-        backend.on_devices = on_devices
-
-    def __exit__(self, *_):
-        backend.on_devices = self.whole
+    backend.on_devices, ExpertBank.run_dispatched = spreads, run
+    try:
+        yield
+    finally:
+        backend.on_devices, ExpertBank.run_dispatched = on_devices, run_dispatched
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_devices_give_the_numbers_of_one(case):
     one = found.pop("one")
     assert one["spread"] == [False, False]
     # Half-precision sums in another order differ in their last bits.
-    near = 2e-2 if case == "half" else 1e-5
+    near = 5e-2 if case == "half" else 1e-5
     assert len(found) > 1
     for way, many in found.items():
         if way == "case":
