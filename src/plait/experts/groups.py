@@ -11,6 +11,7 @@ from keras import ops, tree
 
 from plait.compat import flat_layers
 from plait.errors import first_line
+from plait.experts.devices import devices_in_force
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.kept import KeptCalls
 from plait.experts.runner import ExpertRunner, Results, Rows, input_of
@@ -23,7 +24,9 @@ from plait.experts.variables import SharedVariables
 from plait.experts.watch import Watch
 from plait.ops import backend
 from plait.ops.combine import combine_masks
+from plait.ops.devices import Merge
 from plait.ops.dispatch import apply_groups
+from plait.ops.merging import SlotMerge
 from plait.ops.tracing import runs_one_by_one
 from plait.typing import Mask, Nested, Tensor
 
@@ -246,6 +249,8 @@ class ExpertBank:
         indices: Tensor,
         capacity: int | None,
         training: bool,
+        merge: SlotMerge | None = None,
+        weights: Tensor = None,
     ) -> Results:
         """Runs each expert on the rows that chose it, and on no others.
 
@@ -255,31 +260,53 @@ class ExpertBank:
             indices: int32 `(n, k)`; the number of experts marks an empty slot.
             capacity: Most rows that one expert may have, or `None` for any load.
             training: As in Keras.
+            merge: What is made of the outputs; `None` leaves them.
+            weights: Tensor `(n, e)` for `merge`.
 
         Returns:
-            Leaves `(n, k, …, u)`, zero in empty slots, and for each leaf a mask `(n, …)`.
+            Leaves `(n, k, …, u)`, zero in empty slots, or what `merge` returns; and for each leaf
+            of the outputs a mask `(n, …)`.
         """
         plan = self._plan(inputs, masks, training)
         rows = _rows(inputs, masks, self.num_experts)
         variables = [variable for _, runner in plan.groups for variable in runner.state()]
+        devices = devices_in_force(
+            [runner for _, runner in plan.groups],
+            ops.shape(indices)[0],
+            any(traits.draws for traits in plan.traits),
+        )
+        # Experts that are apart send one output a row, not one a choice.
+        apart = devices is not None and devices.experts is not None and plan.numbers is None
+        early = merge if apart and merge is not None and merge.adds else None
 
         def run() -> Results:
             vectorized = tuple(runner.vectorized for _, runner in plan.groups)
-            key = (id(plan), capacity, vectorized, tuple(rows.part_of), training)
-            function = partial(self._run_dispatched, plan, rows.part_of, capacity, training)
-            return self._kept.run(key, variables, function, rows.parts, rows.masks, indices)
+            key = (id(plan), capacity, devices, early, vectorized, tuple(rows.part_of), training)
+            function = partial(
+                self._run_dispatched, plan, rows.part_of, capacity, devices, early, training
+            )
+            weighed = weights if early else None
+            return self._kept.run(
+                key, variables, function, rows.parts, rows.masks, indices, weighed
+            )
 
-        return self._unless_refused(plan.groups, run)
+        results = self._unless_refused(plan.groups, run)
+        if merge is None or early is not None:
+            return results
+        return results._replace(outputs=merge(weights, indices, results.outputs))
 
     def _run_dispatched(
         self,
         plan: Plan,
         part_of: list[int],
         capacity: int | None,
+        devices: backend.Devices | None,
+        merge: SlotMerge | None,
         training: bool,
         parts: list[Nested],
         masks: list[list[Mask] | None],
         indices: Tensor,
+        weights: Tensor,
     ) -> Results:
         """Runs each expert on the rows that chose it, as `plan` says."""
         if plan.numbers is not None:
@@ -291,7 +318,12 @@ class ExpertBank:
                 groups.append(
                     with_all_masks(group, traits.mask_ranks, plan.mask_ranks, plan.dtypes)
                 )
-        outputs, kept = apply_groups(groups, fed_to_groups(rows), indices, capacity)
+        within = None
+        if merge is not None:
+            within = Merge(lambda w, i, found: (merge(w, i, found[0]), found[1]), weights)
+        outputs, kept = apply_groups(
+            groups, fed_to_groups(rows), indices, capacity, devices, within
+        )
         if training:
             for _, runner in plan.groups:
                 runner.after_dispatch()

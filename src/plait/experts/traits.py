@@ -20,12 +20,14 @@ class Traits(NamedTuple):
         dtypes: The dtype of each output.
         moves_state: Whether the call assigns variables other than seeds, as batch norm does.
         adds_losses: Whether it adds losses, as activity regularisers do.
+        draws: Whether it draws random numbers, as dropout does in training.
     """
 
     mask_ranks: tuple[int | None, ...]
     dtypes: tuple[str, ...]
     moves_state: bool
     adds_losses: bool
+    draws: bool
 
 
 class _Probe(keras.layers.Layer):
@@ -83,4 +85,5 @@ def traits_of(
         ),
         moves_state=any(not is_seed(variables[position]) for position in outcome.updates),
         adds_losses=bool(outcome.losses),
+        draws=any(is_seed(variables[position]) for position in outcome.updates),
     )

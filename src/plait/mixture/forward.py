@@ -8,6 +8,7 @@ from keras import ops, tree
 from plait.experts.groups import ExpertBank
 from plait.ops.backend import is_float
 from plait.ops.combine import combine_masks
+from plait.ops.merging import SlotMerge
 from plait.ops.routing import Routing, chosen
 from plait.typing import Mask, Nested, Tensor
 
@@ -140,7 +141,8 @@ def run_chosen(
     *,
     capacity: int | None,
     training: bool,
-) -> tuple[Tensor, Tensor, Nested, list[Mask]]:
+    merge: SlotMerge | None = None,
+) -> tuple[Tensor, Nested, list[Mask]]:
     """Runs each expert on the rows that chose it.
 
     Args:
@@ -149,9 +151,11 @@ def run_chosen(
         fed: What the experts read.
         capacity: Most rows that one expert may have, or `None` for any load.
         training: As in Keras.
+        merge: What is made of the outputs; `None` leaves them.
 
     Returns:
-        Weights `(n, e)`, indices `(n, k)`, outputs with leaves `(n, k, …, u)`, and their masks.
+        Indices `(n, k)`, outputs with leaves `(n, k, …, u)`, or what `merge` returns, and the
+        outputs' masks.
     """
     rank = len(routing.weights.shape) - 1
     weights = fold_rows(routing.weights, rank)
@@ -162,8 +166,10 @@ def run_chosen(
         indices,
         capacity,
         training,
+        merge,
+        weights,
     )
-    return weights, indices, results.outputs, results.masks
+    return indices, results.outputs, results.masks
 
 
 def chosen_experts(routing: Routing) -> Tensor:

@@ -38,7 +38,7 @@ from plait.mixture.state import MixtureState
 from plait.mixture.views import Views, look, with_missing
 from plait.mixture.watching import Call, tell, unwatched, watched
 from plait.ops.backend import clear_gradients, compiles, outside_of_graphs
-from plait.ops.merging import check_combination, merge_chosen, merge_stacked
+from plait.ops.merging import SlotMerge, check_combination, merge_stacked
 from plait.ops.presence import over_present, score_present
 from plait.ops.routing import Routing
 from plait.typing import Config, Nested, Shape, Shapes, Tensor
@@ -286,16 +286,15 @@ class Mixture(OfExperts, PartsModel):
         assert self.router is not None  # without a router nothing is dispatched
         rows = math.prod(ops.shape(routing.weights)[:-1])
         capacity = self.router.capacity(rows, self.num_experts)
-        weights, indices, outputs, masks = run_chosen(
+        mean = None if self.objective is None else self.objective.mean
+        _, merged, masks = run_chosen(
             self.state.bank,
             routing,
             fed,
             capacity=capacity if isinstance(capacity, int) else None,
             training=training,
+            merge=SlotMerge(mean, self.compute_dtype, self.combination),
         )
-        if self.objective is not None:
-            outputs = self.objective.mean(outputs)
-        merged = merge_chosen(weights, indices, outputs, self.compute_dtype, self.combination)
         merged = unfold_rows(merged, routing.weights, rank)
         if rank > 1:
             masks = step_masks(merged, fed.masks)

@@ -123,7 +123,7 @@ def merge_chosen_of_tasks(
     num_experts = bank.num_experts
     union = joined(tasks, routings, num_experts)
     rank = len(union.weights.shape) - 1
-    _, slots, outputs, masks = run_chosen(
+    slots, outputs, masks = run_chosen(
         bank, union, fed, capacity=_capacity(tasks, union), training=training
     )
     found = {}

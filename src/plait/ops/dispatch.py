@@ -12,6 +12,7 @@ from fractions import Fraction
 from keras import ops, tree
 
 from plait.ops import backend
+from plait.ops.devices import Merge, spread, within_expert
 from plait.ops.tracing import runs_every_expert
 from plait.typing import Count, Nested, Tensor
 
@@ -75,6 +76,8 @@ def apply_groups(
     inputs: Nested,
     indices: Tensor,
     capacity: int | None = None,
+    devices: backend.Devices | None = None,
+    merge: Merge | None = None,
 ) -> Nested:
     """As `apply_experts`, where experts are of several architectures.
 
@@ -88,15 +91,19 @@ def apply_groups(
         inputs: As for `apply_experts`.
         indices: As for `apply_experts`.
         capacity: As for `apply_experts`.
+        devices: The devices over which rows and experts are spread, or `None`.
+        merge: What each device makes of its rows' outputs, or `None`. Only with `devices`.
 
     Returns:
-        As for `apply_experts`.
+        As for `apply_experts`; with `merge`, what it returns.
     """
     flats = [backend.Flat(group.function) for group in groups]
 
     def on_leaves(flat):
-        return lambda variables, rows, segment: flat(
-            list(variables), tree.pack_sequence_as(inputs, rows), segment
+        return within_expert(
+            lambda variables, rows, segment: flat(
+                list(variables), tree.pack_sequence_as(inputs, rows), segment
+            )
         )
 
     groups = [
@@ -108,8 +115,32 @@ def apply_groups(
     ]
     leaves = list(map(ops.convert_to_tensor, tree.flatten(inputs)))
     indices = ops.cast(indices, "int32")
+
+    def unflatten(outputs: list[Tensor]) -> Nested:
+        return next(flat for flat in flats if flat.structure is not None).unflatten(outputs)
+
+    if devices is None:
+        return unflatten(_run(groups, leaves, indices, capacity))
+    if merge is None:
+        return unflatten(spread(_run, groups, leaves, indices, devices))
+    merged = backend.Flat(
+        lambda weights, indices, outputs: merge.function(weights, indices, unflatten(outputs))
+    )
+    return merged.unflatten(
+        spread(_run, groups, leaves, indices, devices, merge._replace(function=merged))
+    )
+
+
+def _run(
+    groups: Sequence[backend.Group],
+    leaves: list[Tensor],
+    indices: Tensor,
+    capacity: Count | None,
+    shards: int = 1,
+) -> list[Tensor]:
+    """Returns the outputs `(n, k, …)`; `shards` is that of `plait.ops.backend.Choices`."""
     num_experts = sum(group.num_experts for group in groups)
-    choices = _sort(indices, num_experts)
+    choices = _sort(indices, num_experts)._replace(shards=shards)
     vectorized = all(group.vectorized for group in groups)
     loops = capacity is None or not vectorized or backend.loops_are_faster()
     if loops and backend.loads_are_known():
@@ -118,9 +149,7 @@ def apply_groups(
         capacity = math.prod(ops.shape(indices)) if capacity is None else capacity
         outputs = _run_in_buffers(groups, leaves, indices, choices, capacity)
     num_rows, num_selected = ops.shape(indices)
-    outputs = [ops.reshape(y, (num_rows, num_selected, *ops.shape(y)[1:])) for y in outputs]
-    called = next(flat for flat in flats if flat.structure is not None)
-    return called.unflatten(outputs)
+    return [ops.reshape(y, (num_rows, num_selected, *ops.shape(y)[1:])) for y in outputs]
 
 
 def _run_in_buffers(
@@ -131,7 +160,7 @@ def _run_in_buffers(
     capacity: Count,
 ) -> list[Tensor]:
     """Returns what one vectorised call a group makes of buffers of `c` rows: `(n * k, …)`."""
-    order, place, offsets, num_selected = choices
+    order, place, offsets, num_selected, _ = choices
     num_experts, num_choices = offsets.shape[0] - 1, ops.shape(order)[0]
     num_slots = num_experts * capacity
     expert = ops.reshape(indices, (-1,))

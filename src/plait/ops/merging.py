@@ -26,12 +26,14 @@ class Combination(NamedTuple):
         merge_logs: As `merge`, of logarithms, and to one.
         stacked: Of weights `(b, …, e)` and outputs `(e, b, …, u)`.
         slots: Of weights `(n, k)` and outputs `(n, k, …, u)`.
+        adds: Whether what `slots` makes of some of the experts and of the others adds up to all.
     """
 
     merge: Callable[[Tensor, Sequence[Tensor]], Tensor]
     merge_logs: Callable[[Tensor, Sequence[Tensor]], Tensor]
     stacked: Callable[[Tensor, Tensor], Tensor]
     slots: Callable[[Tensor, Tensor], Tensor]
+    adds: bool
 
 
 def _sum_slots(weights: Tensor, outputs: Tensor) -> Tensor:
@@ -42,8 +44,8 @@ def _sum_slots(weights: Tensor, outputs: Tensor) -> Tensor:
 
 
 _RULES = {
-    "arithmetic": Combination(weighted_sum, log_mixture, weighted_sum_stacked, _sum_slots),
-    "geometric": Combination(pool, log_pool, pool_stacked, pool_slots),
+    "arithmetic": Combination(weighted_sum, log_mixture, weighted_sum_stacked, _sum_slots, True),
+    "geometric": Combination(pool, log_pool, pool_stacked, pool_slots, False),
 }
 
 
@@ -109,3 +111,28 @@ def merge_chosen(
         return ops.cast(slots(taken, leaf), dtype)
 
     return tree.map_structure(merge, outputs)
+
+
+class SlotMerge(NamedTuple):
+    """What a mixture makes of the outputs of chosen experts; equal ones do the same.
+
+    Attributes:
+        mean: Maps the experts' outputs to what is merged, or `None`.
+        compute_dtype: The mixture's compute dtype.
+        rule: Name of the combination.
+    """
+
+    mean: Callable[[Nested], Nested] | None
+    compute_dtype: str
+    rule: str
+
+    @property
+    def adds(self) -> bool:
+        """Whether merges of some of the experts and of the others add up to that of all."""
+        return combination(self.rule).adds
+
+    def __call__(self, weights: Tensor, indices: Tensor, outputs: Nested) -> Nested:
+        """Returns leaves `(n, …, u)`; see `merge_chosen`."""
+        if self.mean is not None:
+            outputs = self.mean(outputs)
+        return merge_chosen(weights, indices, outputs, self.compute_dtype, self.rule)

@@ -14,6 +14,7 @@ is written on `keras.ops` and on these:
 - `clear_gradients`: clears gradients that Keras leaves on PyTorch;
 - `keep_gradient`: sets the gradient to zero where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
+- `on_devices`: one function on every device of a mesh, each with its rows and experts, or `None`;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
 - `export_options` and `export_tracings`: how models are written for other runtimes;
 - `take_rows`: rows by number, with a gradient that gathers too;
@@ -28,6 +29,7 @@ import keras
 
 from plait.ops.backend.common import (
     Choices,
+    Devices,
     Flat,
     Group,
     inside,
@@ -50,6 +52,7 @@ keep_gradient = _native.keep_gradient
 loops_are_faster = _native.loops_are_faster
 map_choices = _native.map_choices
 maps_seeds = _native.maps_seeds
+on_devices = _native.on_devices
 outside_of_graphs = _native.outside_of_graphs
 refuses = _native.refuses
 stacking_pays = _native.stacking_pays
@@ -59,6 +62,7 @@ unstack = _native.unstack
 __all__ = [
     "SHAPE_ERRORS",
     "Choices",
+    "Devices",
     "Flat",
     "Group",
     "calls_are_eager",
@@ -69,12 +73,14 @@ __all__ = [
     "export_options",
     "export_tracings",
     "is_float",
+    "is_vectorizing",
     "keep_gradient",
     "loads_are_known",
     "loops_are_faster",
     "map_choices",
     "maps_seeds",
     "numbered",
+    "on_devices",
     "outside_of_graphs",
     "refuses",
     "stacking_pays",
@@ -123,6 +129,15 @@ def loads_are_known():
         A boolean.
     """
     return keras.config.backend() in ("jax", "numpy") or not inside.get()
+
+
+def is_vectorizing():
+    """Whether the call is part of a vectorised one.
+
+    Returns:
+        A boolean.
+    """
+    return inside.get()
 
 
 def compiles(dispatches):

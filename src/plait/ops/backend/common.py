@@ -14,6 +14,7 @@ from plait.typing import Nested, Tensor
 
 __all__ = [
     "Choices",
+    "Devices",
     "Flat",
     "Group",
     "by_sorted_rows",
@@ -56,12 +57,33 @@ class Choices(NamedTuple):
         offsets: int32 `(e + 1,)`: the run of expert `l` is `offsets[l]:offsets[l + 1]`. The empty
             slots come after `offsets[e]`.
         num_selected: `k`, an integer.
+        shards: Over how many devices the experts are split: about one slot in so many is filled.
     """
 
     order: Tensor
     place: Tensor
     offsets: Tensor
     num_selected: int
+    shards: int = 1
+
+
+class Devices(NamedTuple):
+    """A mesh of devices over which a dispatch is spread.
+
+    Attributes:
+        mesh: The backend's mesh.
+        rows: The axis of the mesh over which the rows are split.
+        experts: The axis over which the experts are split, which may be the same; `None` where
+            every device holds all of them.
+        row_shards: Over how many devices the rows are split.
+        expert_shards: Over how many devices the experts are split.
+    """
+
+    mesh: object
+    rows: str
+    experts: str | None
+    row_shards: int
+    expert_shards: int
 
 
 class Flat:
@@ -138,7 +160,7 @@ def by_sorted_rows(
     Returns:
         As for `map_choices`.
     """
-    order, place, offsets, num_selected = choices
+    order, place, offsets, num_selected, _ = choices
     place = ops.where(place < offsets[-1], place, ops.shape(place)[0])
     back = ops.reshape(place, (-1, num_selected))
     rows = [take_rows(leaf, order // num_selected, back) for leaf in leaves]

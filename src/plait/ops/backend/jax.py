@@ -1,5 +1,6 @@
 """The backend functions on JAX."""
 
+import functools
 import math
 from contextlib import nullcontext as outside_of_graphs
 from itertools import compress
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plait.ops.backend.common import by_sorted_rows, inside, is_float, numbered, partition
+from plait.ops.backend.jax_devices import on_devices
 
 __all__ = [
     "SHAPE_ERRORS",
@@ -21,6 +23,7 @@ __all__ = [
     "loops_are_faster",
     "map_choices",
     "maps_seeds",
+    "on_devices",
     "outside_of_graphs",
     "refuses",
     "stacking_pays",
@@ -183,10 +186,11 @@ def loops_are_faster():
 
 def map_choices(groups, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
-    return by_sorted_rows(take_rows, map_segments, groups, leaves, choices)
+    mapped = functools.partial(map_segments, shards=choices.shards)
+    return by_sorted_rows(take_rows, mapped, groups, leaves, choices)
 
 
-def map_segments(groups, rows, offsets):
+def map_segments(groups, rows, offsets, shards=1):
     """Runs each expert on its own run of sorted rows, in segments of a fixed number of rows.
 
     A loop of dynamic length visits the segments in use, group after group. The last segment of an
@@ -198,6 +202,7 @@ def map_segments(groups, rows, offsets):
         groups: Experts by architecture, one vectorised call or not.
         rows: List of tensors `(m, …)`, sorted by expert.
         offsets: int32 `(e + 1,)`: the rows of expert `l` are `offsets[l]:offsets[l + 1]`.
+        shards: About one row in so many is expected before `offsets[e]`.
 
     Returns:
         List of tensors `(m, …)`. Rows from `offsets[e]` on mean nothing.
@@ -206,7 +211,7 @@ def map_segments(groups, rows, offsets):
     merges = [merge for _, _, merge in parts]
     inputs, other_inputs, merge_inputs = partition(rows)
     num_rows, num_experts = rows[0].shape[0], offsets.shape[0] - 1
-    size = segment_size(num_rows, num_experts)
+    size = segment_size(num_rows, num_experts * shards)
     outputs = _output_specs(groups, rows, size)
     if isinstance(num_rows, int) and num_rows == 0:
         return [jnp.zeros((0, *output.shape[1:]), output.dtype) for output in outputs]

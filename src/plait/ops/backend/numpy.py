@@ -16,6 +16,7 @@ __all__ = [
     "loops_are_faster",
     "map_choices",
     "maps_seeds",
+    "on_devices",
     "outside_of_graphs",
     "refuses",
     "stacking_pays",
@@ -36,6 +37,8 @@ SHAPE_ERRORS = (TypeError, ValueError, IndexError)
 
 
 draws_like_loops = True
+# One program for several devices is compiled by JAX alone.
+on_devices = None
 
 
 def stacking_pays(num_values, num_experts):

@@ -22,6 +22,7 @@ __all__ = [
     "loops_are_faster",
     "map_choices",
     "maps_seeds",
+    "on_devices",
     "outside_of_graphs",
     "refuses",
     "stacking_pays",
@@ -37,6 +38,8 @@ SHAPE_ERRORS = (TypeError, ValueError, IndexError, RuntimeError)
 
 
 draws_like_loops = False
+# One program for several devices is compiled by JAX alone.
+on_devices = None
 
 
 def stacking_pays(num_values, num_experts):
@@ -197,7 +200,7 @@ def map_choices(groups, leaves, choices):
     Rows are sorted by expert. A group's function runs once on all its rows where it is lowered.
     Otherwise it runs in batches of neighbouring experts, each one vectorised call.
     """
-    order, place, offsets, num_selected = choices
+    order, place, offsets, num_selected, _ = choices
     place = place.long()
     back = place.reshape(-1, num_selected)
     rows = [_Gather.apply(leaf, order // num_selected, back) for leaf in leaves]
