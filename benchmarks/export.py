@@ -80,6 +80,11 @@ def with_capacity():
     return plait.Mixture(net(), scores(4), num_experts=4, router=router)
 
 
+def expert_choice():
+    router = plait.routers.ExpertChoice(1.0)
+    return plait.Mixture(net(), scores(4), num_experts=4, router=router)
+
+
 KINDS = {
     "plain Keras": plain,
     "unlike experts": unlike,
@@ -88,6 +93,7 @@ KINDS = {
     "TopK by row": by_row,
     "TopK by token": by_token,
     "TopK with a capacity": with_capacity,
+    "ExpertChoice": expert_choice,
 }
 
 

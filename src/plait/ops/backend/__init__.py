@@ -15,7 +15,7 @@ is written on `keras.ops` and on these:
 - `keep_gradient`: sets the gradient to zero where an expert was not used;
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
-- `export_options` and `export_tracings`: how models are written for other runtimes;
+- `export_options`, `export_tracings`, `format_on_the_way`: how models are written for other runtimes;
 - `take_rows`: rows by number, with a gradient that gathers too;
 - `map_choices(groups, leaves, choices)`: each expert on the rows that chose it, whatever the load:
   `leaves` is a list of tensors `(n, …)`, the result a list of tensors `(n * k, …)`, with zeros in
@@ -35,7 +35,7 @@ from plait.ops.backend.common import (
     numbered,
     vectorized_map_with,
 )
-from plait.ops.backend.export import export_options, export_tracings
+from plait.ops.backend.export import export_options, export_tracings, format_on_the_way
 
 _name = keras.config.backend()
 _native = importlib.import_module(
@@ -68,6 +68,7 @@ __all__ = [
     "draws_like_loops",
     "export_options",
     "export_tracings",
+    "format_on_the_way",
     "is_float",
     "keep_gradient",
     "loads_are_known",
