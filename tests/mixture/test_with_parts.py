@@ -53,6 +53,34 @@ def test_the_parts_are_those_of_the_mixture(kind, rng, tmp_path):
     }
 
 
+def test_the_input_of_a_mixture_that_gets_a_mask_is_the_tensor_alone():
+    """Keras counts the mask among a call's inputs; parts are made of what was passed."""
+    tokens = keras.Input((6,), dtype="int32")
+    hidden = keras.layers.Embedding(11, 4, mask_zero=True)(tokens)
+    mix = plait.Mixture(
+        keras.layers.Dense(4), keras.layers.Dense(3), num_experts=3, router=plait.routers.TopK(1)
+    )
+    mix(hidden)
+    assert mix.input is hidden
+    parts = mix.with_parts()
+    inside = keras.Model(tokens, parts(mix.input))
+    assert parts.input is hidden
+    x = np.array([[1, 2, 3, 0, 0, 0]])
+    found = inside.predict(x, verbose=0)
+    embedded = keras.Model(tokens, hidden)(x)
+    expected = as_numpy(mix(embedded, mask=x != 0))
+    np.testing.assert_allclose(found["output"], expected, atol=1e-6)
+    assert np.any(found["output"][:, :3])
+
+
+def test_the_input_of_a_mixture_of_several_inputs_has_their_structure():
+    inputs = {name: keras.Input((4,), name=name) for name in ("text", "image")}
+    mix = plait.Mixture([net(), net(5)], expert_inputs=["text", "image"], gate_inputs="image")
+    mix(inputs)
+    assert mix.input == inputs
+    keras.Model(inputs, mix.with_parts()(mix.input))
+
+
 def test_what_is_set_in_the_mixture_is_what_its_parts_are(rng):
     mix = KINDS["unlike"]()
     parts = mix.with_parts()
