@@ -78,7 +78,7 @@ def export(
                 "Install plait[export], or pass verify=False",
             )
         )
-    graph = _for_format(as_graph(model), format)
+    graph = for_format(as_graph(model), format)
     outputs = output_names(model)
     failures: list[tuple[Tracing, Exception]] = []
     for how in _tracings(model, format):
@@ -131,7 +131,7 @@ def _tracings(model: keras.Model, format: str) -> list[Tracing]:
     return export_tracings(format)
 
 
-def _for_format(graph: keras.Model, format: str) -> keras.Model:
+def for_format(graph: keras.Model, format: str) -> keras.Model:
     """Returns a graph with a list of outputs where a format knows no structure of them."""
     if format not in ("onnx", "openvino"):
         return graph
