@@ -135,3 +135,29 @@ def test_a_summary_shows_the_experts():
     for expert in ("(LinearGate)", "(Sequential)", "(Dense)"):
         assert expert in shown["unlike"]
     assert "(StackedExperts)" in shown["stacked"]
+
+
+@pytest.mark.parametrize("kind", ["unlike", "sparse"])
+def test_a_mixture_can_be_drawn_as_a_graph_of_its_parts_and_its_summary_lists_them(kind, rng):
+    """`plot_model` looks into functional models only; these share the mixture's variables."""
+    mix = KINDS[kind]()
+    inputs = keras.Input((D,))
+    mix(inputs)
+    scores = mix.gate(inputs)
+    weights = scores if mix.router is None else mix.router(scores)
+    outputs = [
+        keras.Model(inputs, mix.expert(i)(inputs), name=f"expert_{i}")(inputs)
+        for i in range(mix.num_experts)
+    ]
+    graph = keras.Model(inputs, plait.layers.WeightedMerge()([weights, *outputs]))
+    x = rng.normal(size=(5, D)).astype("float32")
+    np.testing.assert_allclose(as_numpy(graph(x)), as_numpy(mix(x)), atol=1e-6)
+    source = keras.utils.model_to_dot(graph, expand_nested=True, show_layer_names=True).to_string()
+    inner = [layer.name for i in range(mix.num_experts) for layer in mix.expert(i).layers]
+    inner += [f"expert_{i}" for i in range(mix.num_experts)]
+    assert all(name in source for name in [mix.gate.name, *inner])
+    lines = []
+    keras.Model(inputs, mix(inputs)).summary(
+        expand_nested=True, print_fn=lambda line, **_: lines.append(line)
+    )
+    assert all(layer.name in "".join(lines) for layer in mix.layers)
