@@ -1,7 +1,7 @@
 """Which mixtures a backend exports to which runtime: the largest difference at three batch sizes.
 
 `KERAS_BACKEND=torch python -m benchmarks.export [FILE]`, one backend a process; prints a table, and
-adds it to the file.
+puts it into the file in place of that backend's last one.
 """
 
 import sys
@@ -12,7 +12,7 @@ import keras
 from keras import layers
 
 import plait
-from plait.export.export import compare
+from plait.export.export import compare, for_format
 from plait.export.inputs import as_graph
 from plait.export.runtimes import FORMATS, is_installed
 
@@ -80,6 +80,11 @@ def with_capacity():
     return plait.Mixture(net(), scores(4), num_experts=4, router=router)
 
 
+def expert_choice():
+    router = plait.routers.ExpertChoice(1.0)
+    return plait.Mixture(net(), scores(4), num_experts=4, router=router)
+
+
 KINDS = {
     "plain Keras": plain,
     "unlike experts": unlike,
@@ -88,6 +93,7 @@ KINDS = {
     "TopK by row": by_row,
     "TopK by token": by_token,
     "TopK with a capacity": with_capacity,
+    "ExpertChoice": expert_choice,
 }
 
 
@@ -98,7 +104,7 @@ def cell(kind, format, folder):
         RuntimeError: If the model cannot be exported.
     """
     keras.utils.set_random_seed(0)
-    graph = as_graph(KINDS[kind]())
+    graph = for_format(as_graph(KINDS[kind]()), format)
     path = Path(folder) / f"{format}-{kind.replace(' ', '_')}{FORMATS[format].suffix}"
     plait.export(graph, path, format)
     return compare(graph, path, format, BATCHES)
@@ -124,8 +130,10 @@ def main():
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     print(table)
     if len(sys.argv) > 1:
-        with Path(sys.argv[1]).open("a") as file:
-            file.write(f"\n{table}\n")
+        path = Path(sys.argv[1])
+        blocks = path.read_text().strip().split("\n\n") if path.exists() else []
+        kept = [block for block in blocks if not block.startswith(f"| {name} |")]
+        path.write_text("\n\n".join([*kept, table]) + "\n")
 
 
 if __name__ == "__main__":

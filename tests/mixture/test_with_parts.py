@@ -53,6 +53,34 @@ def test_the_parts_are_those_of_the_mixture(kind, rng, tmp_path):
     }
 
 
+def test_the_input_of_a_mixture_that_gets_a_mask_is_the_tensor_alone():
+    """Keras counts the mask among a call's inputs; parts are made of what was passed."""
+    tokens = keras.Input((6,), dtype="int32")
+    hidden = keras.layers.Embedding(11, 4, mask_zero=True)(tokens)
+    mix = plait.Mixture(
+        keras.layers.Dense(4), keras.layers.Dense(3), num_experts=3, router=plait.routers.TopK(1)
+    )
+    mix(hidden)
+    assert mix.input is hidden
+    parts = mix.with_parts()
+    inside = keras.Model(tokens, parts(mix.input))
+    assert parts.input is hidden
+    x = np.array([[1, 2, 3, 0, 0, 0]])
+    found = inside.predict(x, verbose=0)
+    embedded = keras.Model(tokens, hidden)(x)
+    expected = as_numpy(mix(embedded, mask=x != 0))
+    np.testing.assert_allclose(found["output"], expected, atol=1e-6)
+    assert np.any(found["output"][:, :3])
+
+
+def test_the_input_of_a_mixture_of_several_inputs_has_their_structure():
+    inputs = {name: keras.Input((4,), name=name) for name in ("text", "image")}
+    mix = plait.Mixture([net(), net(5)], expert_inputs=["text", "image"], gate_inputs="image")
+    mix(inputs)
+    assert mix.input == inputs
+    keras.Model(inputs, mix.with_parts()(mix.input))
+
+
 def test_what_is_set_in_the_mixture_is_what_its_parts_are(rng):
     mix = KINDS["unlike"]()
     parts = mix.with_parts()
@@ -107,3 +135,29 @@ def test_a_summary_shows_the_experts():
     for expert in ("(LinearGate)", "(Sequential)", "(Dense)"):
         assert expert in shown["unlike"]
     assert "(StackedExperts)" in shown["stacked"]
+
+
+@pytest.mark.parametrize("kind", ["unlike", "sparse"])
+def test_a_mixture_can_be_drawn_as_a_graph_of_its_parts_and_its_summary_lists_them(kind, rng):
+    """`plot_model` looks into functional models only; these share the mixture's variables."""
+    mix = KINDS[kind]()
+    inputs = keras.Input((D,))
+    mix(inputs)
+    scores = mix.gate(inputs)
+    weights = scores if mix.router is None else mix.router(scores)
+    outputs = [
+        keras.Model(inputs, mix.expert(i)(inputs), name=f"expert_{i}")(inputs)
+        for i in range(mix.num_experts)
+    ]
+    graph = keras.Model(inputs, plait.layers.WeightedMerge()([weights, *outputs]))
+    x = rng.normal(size=(5, D)).astype("float32")
+    np.testing.assert_allclose(as_numpy(graph(x)), as_numpy(mix(x)), atol=1e-6)
+    source = keras.utils.model_to_dot(graph, expand_nested=True, show_layer_names=True).to_string()
+    inner = [layer.name for i in range(mix.num_experts) for layer in mix.expert(i).layers]
+    inner += [f"expert_{i}" for i in range(mix.num_experts)]
+    assert all(name in source for name in [mix.gate.name, *inner])
+    lines = []
+    keras.Model(inputs, mix(inputs)).summary(
+        expand_nested=True, print_fn=lambda line, **_: lines.append(line)
+    )
+    assert all(layer.name in "".join(lines) for layer in mix.layers)

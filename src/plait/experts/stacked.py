@@ -118,19 +118,19 @@ class StackedRunner:
             vectorized: Whether in one call.
         """
         leaves = tree.flatten(mapped)
-        # Also maps over `arange(e)`, so that experts without variables have an axis to map.
-        numbers = ops.arange(self.num_experts, dtype="int32")
-        present = [numbers, *(leaf for leaf in leaves if leaf is not None)]
+        present = [leaf for leaf in leaves if leaf is not None]
 
-        def of_one(slices: Sequence[Tensor], _: None = None) -> Nested:
-            given = iter(slices[1:])
+        def of_one(slices: Sequence[Tensor]) -> Nested:
+            given = iter(slices)
             filled = [None if leaf is None else next(given) for leaf in leaves]
             return function(tree.pack_sequence_as(mapped, filled))
 
         if vectorized:
-            return vectorized_map(of_one, present)
+            # Also over `arange(e)`, so that experts without variables have an axis to map.
+            numbers = ops.arange(self.num_experts, dtype="int32")
+            return vectorized_map(lambda slices, _=None: of_one(slices[1:]), [numbers, *present])
         columns = [unstack(leaf) for leaf in present]
-        return _stack([of_one(one) for one in zip(*columns, strict=True)])
+        return _stack([of_one([column[i] for column in columns]) for i in range(self.num_experts)])
 
     def _unless_refused(self, run: Callable[[bool], Result]) -> Result:
         """Returns `run(True)`, or `run(False)` where the backend cannot vectorise the experts."""

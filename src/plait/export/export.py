@@ -16,10 +16,11 @@ from keras import ops, tree
 
 from plait.compat import flat_layers
 from plait.errors import choose_from, message
-from plait.export.inputs import as_graph, sample
+from plait.export.inputs import as_graph, output_names, sample
+from plait.export.naming import name_onnx, name_openvino
 from plait.export.runtimes import FORMATS, is_installed
 from plait.mixture import Mixture
-from plait.ops.backend import export_options, export_tracings
+from plait.ops.backend import export_options, export_tracings, format_on_the_way
 from plait.ops.tracing import Tracing, traced
 
 __all__ = ["FORMATS", "export"]
@@ -77,13 +78,14 @@ def export(
                 "Install plait[export], or pass verify=False",
             )
         )
-    graph = as_graph(model)
+    graph = for_format(as_graph(model), format)
+    outputs = output_names(model)
     failures: list[tuple[Tracing, Exception]] = []
     for how in _tracings(model, format):
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / f"model{FORMATS[format].suffix}"
             try:
-                _write(graph, written, format, batch_size, how)
+                _write(graph, written, format, batch_size, how, outputs)
                 if verify:
                     _verify(graph, written, format, batch_size)
             except Exception as error:
@@ -129,10 +131,22 @@ def _tracings(model: keras.Model, format: str) -> list[Tracing]:
     return export_tracings(format)
 
 
+def for_format(graph: keras.Model, format: str) -> keras.Model:
+    """Returns a graph with a list of outputs where a format knows no structure of them."""
+    if format not in ("onnx", "openvino"):
+        return graph
+    return keras.Model(graph.input, tree.flatten(graph.output), name=graph.name)
+
+
 def _write(
-    graph: keras.Model, path: Path, format: str, batch_size: int | None, how: Tracing
+    graph: keras.Model,
+    path: Path,
+    format: str,
+    batch_size: int | None,
+    how: Tracing,
+    outputs: Sequence[str],
 ) -> None:
-    """Writes a file by Keras, quietly."""
+    """Writes a file by Keras, quietly, and names what it reads and gives."""
     graph(tree.map_structure(ops.convert_to_tensor, sample(graph, 2)), training=False)
     options: dict[str, Any] = dict(export_options(format, graph.input, batch_size))
     if batch_size is not None:
@@ -144,8 +158,15 @@ def _write(
                 graph.input,
             )
         ]
-    with traced(how), _quietly():
-        keras.Model.export(graph, str(path), format=format, verbose=False, **options)
+    inputs = [spec.name for spec in tree.flatten(graph.input)]
+    with tempfile.TemporaryDirectory() as folder, traced(how), _quietly():
+        first = format_on_the_way(format) or format
+        between = Path(folder) / f"model{FORMATS[first].suffix}" if format == "openvino" else path
+        keras.Model.export(graph, str(between), format=first, verbose=False, **options)
+        if format == "onnx":
+            name_onnx(path, inputs, outputs)
+        elif format == "openvino":
+            name_openvino(between, path, inputs, outputs)
 
 
 @contextlib.contextmanager
@@ -196,19 +217,10 @@ def compare(graph: keras.Model, path: Path, format: str, batch_sizes: Sequence[i
 
 
 def _difference(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
-    """Returns the largest difference, relative to the largest number; outputs may be in any order.
-
-    Runtimes name and sort several outputs in their own ways.
-    """
+    """Returns the largest difference of an output, relative to its largest number."""
     if len(wanted) != len(found):
         return np.inf
-    left, worst = list(found), 0.0
-    for target in wanted:
-        gaps = [_gap(target, other) for other in left]
-        best = int(np.argmin(gaps))
-        worst = max(worst, gaps[best])
-        left.pop(best)
-    return worst
+    return max(_gap(target, other) for target, other in zip(wanted, found, strict=True))
 
 
 def _gap(target: np.ndarray, other: np.ndarray) -> float:

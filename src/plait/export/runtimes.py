@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-"""Maps the inputs, flat and in order, to the outputs, flat and in the runtime's order."""
+"""Maps the inputs, flat and in order, to the outputs, flat and in order."""
 
 
 class Format(NamedTuple):
@@ -71,7 +71,7 @@ def _load_litert(path: Path, names: Sequence[str], named: bool) -> Run:
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         found = signature(**{name: arrays[place] for name, place in order})
-        return [found[name] for name in sorted(found)]
+        return [found[name] for name in sorted(found, key=_numbered)]
 
     return run
 
@@ -83,11 +83,11 @@ def _load_openvino(path: Path, names: Sequence[str], named: bool) -> Run:
     # Else some processors compute in bfloat16.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
-    order = _order([entry.get_any_name() for entry in compiled.inputs], names)
+    order = _order([entry.node.friendly_name for entry in compiled.inputs], names)
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         found = compiled([arrays[place] for _, place in order])
-        return [found[output] for output in compiled.outputs]
+        return [np.array(found[output]) for output in compiled.outputs]  # not views of its memory
 
     return run
 
@@ -104,6 +104,11 @@ def _load_torch(path: Path, names: Sequence[str], named: bool) -> Run:
             return _flat(program(tensors[0] if len(tensors) == 1 else tensors))
 
     return run
+
+
+def _numbered(name: str) -> tuple[int, str]:
+    """Sorts keys as `keras.tree.flatten` does, but "output_10" of a list after "output_9"."""
+    return (len(name) if name.startswith("output_") else 0, name)
 
 
 def _order(found: Sequence[str], names: Sequence[str]) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from plait.mixture.base import BaseModel
 from plait.mixture.build import note_namesakes
 from plait.mixture.forward import Fed, Parts, run_every
 from plait.mixture.inputs import select_each
-from plait.mixture.specs import as_rows, input_names, specs_of
+from plait.mixture.specs import as_rows, first_of, input_names, specs_of
 from plait.mixture.state import MixtureState
 from plait.ops.routing import Routing
 from plait.ops.shapes import map_shapes
@@ -50,6 +50,16 @@ class OfExperts(BaseModel):
     def is_sparse(self) -> bool:
         """Whether a router gives some experts a weight of zero, so that they need not run."""
         raise NotImplementedError(f"{type(self).__name__} must implement `is_sparse`.")
+
+    @property
+    def input(self) -> Nested:
+        """The symbolic inputs of the first call, in the structure that it was given.
+
+        Keras counts the mask of a call among its inputs; here it is left out, as it comes along
+        with the tensor that it belongs to.
+        """
+        given = super().input
+        return given if self.state.input_shape is None else first_of(given, self.state.input_shape)
 
     def build_early(self, gates_read_whole: bool) -> None:
         """Builds at once where the first expert has a known input, which all read whole.

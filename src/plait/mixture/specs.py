@@ -26,6 +26,13 @@ def specs_of(shapes: Shapes, dtypes: Nested = None) -> Nested:
     )
 
 
+def first_of(tensors: Nested, shapes: Shapes) -> Nested:
+    """Returns as many of the first tensors as there are shapes, in the structure of these."""
+    specs, leaves = specs_of(shapes), tree.flatten(tensors)
+    size = len(tree.flatten(specs))
+    return tree.pack_sequence_as(specs, leaves[:size]) if len(leaves) >= size else tensors
+
+
 def _as_keras_converts(dtype: str) -> str:
     """Inputs of float64 are cast to Keras' float type."""
     return keras.config.floatx() if dtype == "float64" else dtype

@@ -8,6 +8,7 @@ from keras import tree
 
 from plait.mixture.base import BaseModel
 from plait.mixture.of_experts import OfExperts
+from plait.mixture.specs import first_of
 from plait.typing import Config, Nested, Shapes
 
 
@@ -41,6 +42,12 @@ class WithParts(BaseModel):
         self.supports_jit = mixture.supports_jit
         if mixture.built:
             self.build(mixture.state.input_shape)
+
+    @property
+    def input(self) -> Nested:
+        """As of the mixture: the symbolic inputs of the first call, without masks."""
+        given, shapes = super().input, self.mixture.state.input_shape
+        return given if shapes is None else first_of(given, shapes)
 
     def build(self, input_shape: Shapes) -> None:
         """Builds the mixture."""

@@ -322,7 +322,8 @@ def capacity(num_rows: Count, num_selected: int, num_experts: int, factor: float
         remainder = remainder * base + rest * digit
         quotient = quotient * base + remainder // denominator
         remainder = remainder % denominator
-    return whole * numerator + quotient - (-remainder // denominator)
+    # Not `-(-remainder // denominator)`: runtimes of exported files round a negative quotient up.
+    return whole * numerator + quotient + (remainder + denominator - 1) // denominator
 
 
 @functools.cache

@@ -16,7 +16,7 @@ is written on `keras.ops` and on these:
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `on_devices`: one function on every device of a mesh, each with its rows and experts, or `None`;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
-- `export_options` and `export_tracings`: how models are written for other runtimes;
+- `export_options`, `export_tracings`, `format_on_the_way`: how models are written for other runtimes;
 - `take_rows`: rows by number, with a gradient that gathers too;
 - `map_choices(groups, leaves, choices)`: each expert on the rows that chose it, whatever the load:
   `leaves` is a list of tensors `(n, …)`, the result a list of tensors `(n * k, …)`, with zeros in
@@ -37,7 +37,7 @@ from plait.ops.backend.common import (
     numbered,
     vectorized_map_with,
 )
-from plait.ops.backend.export import export_options, export_tracings
+from plait.ops.backend.export import export_options, export_tracings, format_on_the_way
 
 _name = keras.config.backend()
 _native = importlib.import_module(
@@ -72,6 +72,7 @@ __all__ = [
     "draws_like_loops",
     "export_options",
     "export_tracings",
+    "format_on_the_way",
     "is_float",
     "is_vectorizing",
     "keep_gradient",

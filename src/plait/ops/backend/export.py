@@ -6,7 +6,7 @@ from keras import tree
 from plait.ops.tracing import Tracing
 from plait.typing import Config, Nested
 
-__all__ = ["export_options", "export_tracings"]
+__all__ = ["export_options", "export_tracings", "format_on_the_way"]
 
 
 def export_tracings(format: str) -> list[Tracing]:
@@ -43,3 +43,17 @@ def export_options(format: str, inputs: Nested, batch_size: int | None) -> Confi
 
     batch = torch.export.Dim("batch", min=1)
     return {"dynamic_shapes": [(tree.map_structure(lambda _: {0: batch}, inputs),)]}
+
+
+def format_on_the_way(format: str) -> str | None:
+    """Which format the runtime's own converter reads, or `None` where Keras writes it at once.
+
+    On TensorFlow Keras hands OpenVINO a traced function, of which every operation without a reader
+    becomes an output. A SavedModel names its outputs.
+
+    Args:
+        format: A format of `keras.Model.export`.
+    """
+    if format == "openvino" and keras.config.backend() == "tensorflow":
+        return "tf_saved_model"
+    return None
