@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 
 def name_onnx(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -34,9 +33,7 @@ def name_onnx(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None
     onnx_ir.save(model, path)
 
 
-def name_openvino(
-    source: Path, path: Path, inputs: Sequence[str], outputs: Sequence[str]
-) -> None:
+def name_openvino(source: Path, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Writes an OpenVINO file with names of inputs and outputs.
 
     Args:
