@@ -76,10 +76,10 @@ def output_names(model: keras.Model) -> list[str]:
         layers = [operations[name] for name in model.output_names]
     elif isinstance(model, keras.Sequential):
         layers = [model.layers[-1]] * len(paths)
-    given = [
-        "" if _is_automatic(layer.name, type(layer).__name__) else layer.name for layer in layers
-    ]
-    given = given or [""] * len(paths)
+    given = [layer.name for layer in layers] or [""] * len(paths)
+    for place, layer in enumerate(layers):
+        if _is_automatic(layer.name, type(layer).__name__):
+            given[place] = ""
     return _filled([path or name for path, name in zip(paths, given, strict=True)], "output")
 
 

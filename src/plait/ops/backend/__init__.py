@@ -16,7 +16,7 @@ is written on `keras.ops` and on these:
 - `loops_are_faster`: whether a loop over experts beats one vectorised call;
 - `on_devices`: one function on every device of a mesh, each with its rows and experts, or `None`;
 - `outside_of_graphs`: where a layer that is first called in a trace is built;
-- `export_options`, `export_tracings`, `format_on_the_way`: how models are written elsewhere;
+- `export_options`, `export_tracings`, `format_on_the_way`: how files of other runtimes are made;
 - `take_rows`: rows by number, with a gradient that gathers too;
 - `map_choices(groups, leaves, choices)`: each expert on the rows that chose it, whatever the load:
   `leaves` is a list of tensors `(n, …)`, the result a list of tensors `(n * k, …)`, with zeros in
