@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for path in filter(None, (arguments.output, arguments.keep)):
         path.mkdir(parents=True, exist_ok=True)
-    kept = arguments.output / "quality.json"
+    kept, fits = arguments.output / "quality.json", arguments.output / "fitting.json"
     for name in arguments.sets:
         if arguments.folder is None and name in sets.IN_FOLDER:
             print(f"{name}: left out, no folder given")
@@ -78,7 +78,8 @@ def main() -> None:
             key: {**results, name: found}[key] for key in SETTINGS if key in {*results, name}
         }
         kept.write_text(json.dumps(results, indent=1) + "\n")
-        (arguments.output / "quality.md").write_text(page(results))
+        chosen = json.loads(fits.read_text()) if fits.exists() else {}
+        (arguments.output / "quality.md").write_text(page(results, chosen))
         print(f"{name}: {time.time() - start:.0f} s", flush=True)
 
 
