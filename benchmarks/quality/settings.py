@@ -55,7 +55,7 @@ SETTINGS = {
     ),
     "letter": Settings(8, (64, 64), DECAYS, 20, 128, 0.005),
     "kin8nm": Settings(8, (32, 32), DECAYS, 40, 128, 0.01, "silu"),
-    "2dplanes": Settings(4, (16,), DECAYS, 10, 256, 0.01),
+    "2dplanes": Settings(4, (16,), DECAYS, 20, 256, 0.01),
     "california": Settings(8, (32, 32), DECAYS, 30, 128, 0.005),
     "adult": Settings(8, (16,), STRONG, 10, 128, 0.005),
     "iris": Settings(4, (8,), SMALL, 40, 24, 0.02),

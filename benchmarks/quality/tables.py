@@ -65,18 +65,25 @@ def _contest(results: dict[str, Any]) -> str:
     for method in METHODS:
         tests = [found["test"] for found in results.values()]
         rows.append([method, *(_spread(t[method]) if method in t else "" for t in tests)])
-    return _table(["", *results], rows)
+    return _table(["", *map(_titled, results.items())], rows)
+
+
+def _titled(item: tuple[str, dict[str, Any]]) -> str:
+    name, found = item
+    return f"{name} ({len(found['test'][MIXTURE])} seeds)"
 
 
 def _gaps(results: dict[str, Any]) -> str:
     rows = [
-        [name, *(_gap(found["gaps"][rival]) for rival in (*RIVALS, *OTHERS[:2]))]
+        [name, *(_gap(found["gaps"].get(rival)) for rival in (*RIVALS, *OTHERS[:2]))]
         for name, found in results.items()
     ]
     return _table(["mixture less …", *RIVALS, *OTHERS[:2]], rows)
 
 
-def _gap(gap: Sequence[float]) -> str:
+def _gap(gap: Sequence[float] | None) -> str:
+    if gap is None:
+        return ""
     value, low, high = gap
     text = f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
     return text if low <= 0 <= high else f"**{text}**"
@@ -89,12 +96,12 @@ def _verdicts(results: dict[str, Any]) -> str:
 def _verdict(found: dict[str, Any]) -> str:
     means = {method: statistics.mean(values) for method, values in found["test"].items()}
     sides: dict[str, list[str]] = {"better than": [], "level with": [], "worse than": []}
-    for rival in RIVALS:
+    for rival in (rival for rival in RIVALS if rival in found["gaps"]):
         _, low, high = found["gaps"][rival]
         side = "better than" if high < 0 else "worse than" if low > 0 else "level with"
         sides[side].append(rival)
     said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
-    best = min((*RIVALS, *OTHERS), key=means.__getitem__)
+    best = min((m for m in (*RIVALS, *OTHERS) if m in means), key=means.__getitem__)
     return (
         f"the mixture ({means[MIXTURE]:.4f}) is {said}. Best of all others: {best} "
         f"({means[best]:.4f})."
@@ -113,7 +120,7 @@ def _fits(fits: dict[str, list[Any]]) -> str:
         counted = [f"{c} {picked.count(c)}" for c in CANDIDATES if c in picked]
         rows.append(
             [name, ", ".join(counted), *(f"{mean[c]:.4f}" for c in CANDIDATES), f"{mine:.4f}",
-             f"{100 * (mine / mean[best] - 1):+.1f} %" + " (**over 2 %**)" * (mine > WITHIN * mean[best]),
+             f"{100 * (mine / mean[best] - 1):+.1f} %" + " **(over 2)**" * (mine > WITHIN * mean[best]),
              f"{worse} of {len(runs)}"]
         )  # fmt: skip
     head = ["data", "chosen, how often", *CANDIDATES, "the chosen", "over the best candidate",
