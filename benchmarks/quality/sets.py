@@ -90,8 +90,11 @@ def load(name: str, folder: str | None) -> list[Split]:
     rows, test_rows = FIRST.get(name, (len(x), len(x_test)))
     x, y, x_test, y_test = x[:rows], y[:rows], x_test[:test_rows], y_test[:test_rows]
     split = _split(x[:, kinds == 0], y, x_test[:, kinds == 0], y_test)
-    return [split._replace(x=_with_codes(split.x, x, kinds),
-                           x_test=_with_codes(split.x_test, x_test, kinds))]
+    return [
+        split._replace(
+            x=_with_codes(split.x, x, kinds), x_test=_with_codes(split.x_test, x_test, kinds)
+        )
+    ]
 
 
 def _with_codes(numbers: np.ndarray, x: np.ndarray, kinds: np.ndarray) -> np.ndarray:
