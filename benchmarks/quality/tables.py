@@ -117,11 +117,12 @@ def _fits(fits: dict[str, list[Any]]) -> str:
         best = min(mean, key=mean.__getitem__)
         verdicts = [run["scores"]["one network"]["verdict"] for run in runs]
         worse = sum(verdict == "better than chosen" for verdict in verdicts)
+        over = f"{100 * (mine / mean[best] - 1):+.1f} %"
+        over += " **(over 2)**" if mine > WITHIN * mean[best] else ""
         counted = [f"{c} {picked.count(c)}" for c in CANDIDATES if c in picked]
         rows.append(
             [name, ", ".join(counted), *(f"{mean[c]:.4f}" for c in CANDIDATES), f"{mine:.4f}",
-             f"{100 * (mine / mean[best] - 1):+.1f} %" + " **(over 2)**" * (mine > WITHIN * mean[best]),
-             f"{worse} of {len(runs)}"]
+             over, f"{worse} of {len(runs)}"]
         )  # fmt: skip
     head = ["data", "chosen, how often", *CANDIDATES, "the chosen", "over the best candidate",
             "worse than one network beyond noise"]  # fmt: skip
