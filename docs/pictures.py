@@ -131,8 +131,7 @@ def worth_it():
         ratios = []
         for name in names:
             errors = results[name]["test"]
-            mine = errors["one network"] if label == "one network" else results[name]["chosen"]
-            ratios.append(np.mean(mine) / np.mean(errors["uniform average"]))
+            ratios.append(np.mean(errors[label]) / np.mean(errors["n networks averaged"]))
         axes.plot(ratios, names, marker, color=color, label=label)
     axes.axvline(1.0, color=INK, linewidth=1.0)
     axes.invert_yaxis()

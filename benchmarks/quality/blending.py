@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from sklearn.ensemble import (
+    BaggingRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     RandomForestClassifier,
@@ -77,17 +78,22 @@ def load(name: str, folder: Path) -> Table:
 def models(task: str, seed: int) -> list[Any]:
     """Returns the five models, in the order of `NAMES`."""
     network = {"hidden_layer_sizes": (64, 64), "early_stopping": True, "max_iter": 300}
+    # Chosen by three folds of the training rows: 0.550, where one of (64, 64) has 0.570.
+    wide = {
+        **network, "hidden_layer_sizes": (128, 128), "learning_rate_init": 2e-3,
+        "n_iter_no_change": 20,
+    }  # fmt: skip
     if task == "regression":
         return [
             HistGradientBoostingRegressor(random_state=seed),
-            RandomForestRegressor(n_jobs=-1, random_state=seed),
-            MLPRegressor(**network, random_state=seed),
+            RandomForestRegressor(random_state=seed),
+            BaggingRegressor(MLPRegressor(**wide), 4, bootstrap=False, random_state=seed),
             Ridge(),
             KNeighborsRegressor(10),
         ]
     return [
         HistGradientBoostingClassifier(random_state=seed),
-        RandomForestClassifier(n_jobs=-1, random_state=seed),
+        RandomForestClassifier(random_state=seed),
         MLPClassifier(**network, random_state=seed),
         LogisticRegression(max_iter=1000),
         KNeighborsClassifier(10),

@@ -1,6 +1,8 @@
 """The contest on one split: every method tuned by the same rule, then trained on all rows."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -9,13 +11,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from benchmarks.quality.measures import measure, merit, row_errors
+from benchmarks.quality.measures import merit, row_errors
 from benchmarks.quality.networks import (
+    ADAPTED,
     BLENDED,
     ENSEMBLE,
     EXPERT_MEAN,
+    HALVES,
     LIKELIHOOD,
-    TRAINED,
+    NETWORK,
     Trainer,
     expert_outputs,
     predict,
@@ -24,92 +28,120 @@ from benchmarks.quality.sets import Split
 from benchmarks.quality.settings import TREES, Knobs
 from plait.inspection import choose
 
-SINGLE, UNIFORM, CONSTANT = "best single expert", "uniform average", "best constant weights"
-STACKING, TREES_NAME, ORACLE = "stacking", "boosted trees", "oracle"
-MIXTURES = (BLENDED, LIKELIHOOD, EXPERT_MEAN)
-METHODS = (*TRAINED[:-1], SINGLE, UNIFORM, CONSTANT, STACKING, TREES_NAME, ORACLE)
+MIXTURE, PAIR = "mixture", "2 mixtures of n/2 averaged"
+SINGLE, CONSTANT, STACKING = "best of n networks", "n networks, constant weights", "stacking"
+BOOSTED, ORACLE = "boosted trees", "oracle of n networks"
+COMBINED = (SINGLE, ENSEMBLE, CONSTANT, STACKING, ORACLE)
+OBJECTIVES = (BLENDED, LIKELIHOOD, EXPERT_MEAN)
+RIVALS = (NETWORK, HALVES, ENSEMBLE, BOOSTED)
+OTHERS = (PAIR, ADAPTED, SINGLE, CONSTANT, STACKING)
+METHODS = (MIXTURE, *RIVALS, *OTHERS, *OBJECTIVES, ORACLE)
+
+# By method the errors of the test rows, `(seeds, b)`; "held back" has those of tuning `(b,)`.
+Found = dict[str, np.ndarray]
 
 
-class Outcome(NamedTuple):
-    """What one split gives.
+class Contest:
+    """Trains and tests all methods on one split.
 
-    Attributes:
-        test: By method, the measure on the test rows, one for each seed.
-        held_back: By trained method, the errors `(b,)` on the rows that tuning held back.
+    Args:
+        split: The rows.
+        trainer: Trains on them.
+        seeds: How many.
+        kept: Each method's errors are kept in files whose paths start so, and read from there
+            where an earlier run has left them.
     """
 
-    test: dict[str, list[float]]
-    held_back: dict[str, np.ndarray]
+    def __init__(self, split: Split, trainer: Trainer, seeds: int, kept: Path | None) -> None:
+        self.split, self.trainer, self.seeds, self._kept = split, trainer, seeds, kept
 
-    def objective(self) -> str:
-        """Returns the mixture that held-back rows speak for.
+    def run(self) -> tuple[dict[str, np.ndarray], str]:
+        """Returns the errors of all methods, `(seeds, b)` each, and the mixture's objective.
 
-        The blended loss, unless another is better by more than one standard error (Breiman et al.
-        1984): few rows tell noise.
+        The objective is chosen as the settings are, by the least error on the rows held back for
+        tuning.
         """
-        best = min(MIXTURES, key=lambda method: self.held_back[method].mean())
-        gains = self.held_back[MIXTURES[0]] - self.held_back[best]
-        return best if gains.mean() > gains.std() / np.sqrt(len(gains)) else MIXTURES[0]
+        # For classes the likelihood of the mixture is the blended loss.
+        tried = [m for m in OBJECTIVES if m != LIKELIHOOD or not self.split.classes]
+        errors: dict[str, np.ndarray] = {}
+        held_back: dict[str, np.ndarray] = {}
+        for method in (*tried, NETWORK, HALVES, ADAPTED, ENSEMBLE):
+            found = self._stored(method, lambda m=method: self._trained(m))
+            held_back[method] = found.pop("held back")
+            errors |= found
+        best = min(tried, key=lambda method: held_back[method].mean())
+        pair = self._stored(f"{PAIR}, {best}", lambda: self._trained(best, pair=True))
+        errors[PAIR] = pair[best]
+        errors |= self._stored(BOOSTED, lambda: {BOOSTED: self._errors(_boosted(self.split))[None]})
+        errors[BOOSTED] = np.repeat(errors[BOOSTED], self.seeds, axis=0)
+        return errors | {MIXTURE: errors[best]}, best
 
+    def _stored(self, name: str, make: Callable[[], Found]) -> Found:
+        if self._kept is None:
+            return make()
+        path = self._kept.with_name(f"{self._kept.name} {name.replace('/', ' of ')}.npz")
+        if not path.exists():
+            np.savez_compressed(path, **make())
+        with np.load(path) as file:
+            return dict(file)
 
-def contest(split: Split, trainer: Trainer, seeds: int) -> Outcome:
-    """Tunes every method on held-back training rows, then trains and tests it with each seed."""
-    test: dict[str, list[float]] = {method: [] for method in METHODS}
-    held_back: dict[str, np.ndarray] = {}
-    for method in TRAINED:
-        knobs, held_back[method] = _tuned(split, trainer, method)
-        for seed in range(seeds):
-            if method == ENSEMBLE:
-                found = _combined(split, trainer, knobs, seed)
-            else:
-                model = trainer.train(method, knobs, split.x, split.y, seed, len(split.x))
-                found = {method: predict(model, split.x_test)}
-            for name, predictions in found.items():
-                test[name].append(_on_test(split, predictions))
-    test[TREES_NAME] = [_on_test(split, _boosted(split))] * seeds
-    return Outcome(test, held_back)
+    def _errors(self, predictions: np.ndarray) -> np.ndarray:
+        found = row_errors(predictions, self.split.y_test, self.split.task)
+        return (found * self.split.scale**2).astype("float32")
 
+    def _trained(self, method: str, pair: bool = False) -> Found:
+        """Returns what a method, or two of half as many experts averaged, gives for all seeds."""
+        split, experts = self.split, self.trainer.settings.experts
 
-def _on_test(split: Split, predictions: np.ndarray) -> float:
-    return measure(predictions, split.y_test, split.task, split.scale)
+        def predicted(knobs: Knobs, rows: Any, x: np.ndarray, seed: int) -> np.ndarray:
+            train = (method, knobs, split.x[rows], split.y[rows])
+            if not pair:
+                return predict(self.trainer.train(*train, seed, len(split.x)), x)
+            parts = [
+                predict(self.trainer.train(*train, s, len(split.x), experts // 2), x)
+                for s in (seed, seed + 1000)
+            ]
+            return np.mean(parts, axis=0)
 
+        y = np.concatenate([split.y[held] for _, held in split.held_back()])
+        tried = {}
+        for knobs in self.trainer.settings.grid:
+            parts = [predicted(knobs, kept, split.x[held], 0) for kept, held in split.held_back()]
+            tried[knobs] = np.concatenate(parts)
+        best = min(tried, key=lambda knobs: merit(tried[knobs], y, split.task))
+        if method == ENSEMBLE:
+            runs = [self._combined(best, seed) for seed in range(self.seeds)]
+        else:
+            runs = [
+                {method: predicted(best, slice(None), split.x_test, seed)}
+                for seed in range(self.seeds)
+            ]
+        found = {name: np.stack([self._errors(run[name]) for run in runs]) for name in runs[0]}
+        return found | {"held back": row_errors(tried[best], y, split.task)}
 
-def _tuned(split: Split, trainer: Trainer, method: str) -> tuple[Knobs, np.ndarray]:
-    """Returns the knobs that do best on the held-back rows, and their errors there."""
-    y = np.concatenate([split.y[held] for _, held in split.held_back()])
-    found = {}
-    for knobs in trainer.settings.grid:
-        parts = []
+    def _combined(self, knobs: Knobs, seed: int) -> dict[str, np.ndarray]:
+        """Returns the predictions of everything that is made of n networks trained apart.
+
+        What is chosen or learned is so on held-back rows; networks of one seed start from the same
+        weights on each fold and on all rows.
+        """
+        split, train = self.split, self.trainer.train
+        outputs, targets, rows = [], [], len(split.x)
         for kept, held in split.held_back():
-            model = trainer.train(method, knobs, split.x[kept], split.y[kept], 0, len(split.x))
-            parts.append(predict(model, split.x[held]))
-        found[knobs] = np.concatenate(parts)
-    best = min(found, key=lambda knobs: merit(found[knobs], y, split.task))
-    return best, row_errors(found[best], y, split.task)
-
-
-def _combined(split: Split, trainer: Trainer, knobs: Knobs, seed: int) -> dict[str, np.ndarray]:
-    """Returns the predictions of everything that is made of independently trained networks.
-
-    What is chosen or learned is so on held-back rows; networks of one seed start from the same
-    weights on each fold and on all rows.
-    """
-    outputs, targets, rows = [], [], len(split.x)
-    for kept, held in split.held_back():
-        model = trainer.train(ENSEMBLE, knobs, split.x[kept], split.y[kept], seed, rows)
-        outputs.append(expert_outputs(model, split.x[held]))
-        targets.append(split.y[held])
-    seen, y = np.concatenate(outputs), np.concatenate(targets)
-    reference = choose(seen, y, split.task)
-    model = trainer.train(ENSEMBLE, knobs, split.x, split.y, seed, len(split.x))
-    found = expert_outputs(model, split.x_test)
-    return {
-        SINGLE: found[:, reference.expert],
-        UNIFORM: found.mean(axis=1),
-        CONSTANT: np.einsum("e,beu->bu", reference.weights, found),
-        STACKING: _stacked(seen, y, found, split),
-        ORACLE: _nearest(found, split),
-    }
+            model = train(ENSEMBLE, knobs, split.x[kept], split.y[kept], seed, rows)
+            outputs.append(expert_outputs(model, split.x[held]))
+            targets.append(split.y[held])
+        seen, y = np.concatenate(outputs), np.concatenate(targets)
+        reference = choose(seen, y, split.task)
+        model = train(ENSEMBLE, knobs, split.x, split.y, seed, rows)
+        found = expert_outputs(model, split.x_test)
+        return {
+            SINGLE: found[:, reference.expert],
+            ENSEMBLE: found.mean(axis=1),
+            CONSTANT: np.einsum("e,beu->bu", reference.weights, found),
+            STACKING: _stacked(seen, y, found, split),
+            ORACLE: _nearest(found, split),
+        }
 
 
 def _nearest(outputs: np.ndarray, split: Split) -> np.ndarray:

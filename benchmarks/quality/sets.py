@@ -12,7 +12,9 @@ from sklearn import datasets
 
 VOWEL = Path(__file__).parents[2] / "data" / "vowel"
 SHIPPED = ("vowel", "iris", "wine", "breast cancer")
-IN_FOLDER = ("letter", "kin8nm", "2dplanes")
+IN_FOLDER = ("letter", "kin8nm", "2dplanes", "california", "adult")
+# Of the sets named here only the first rows are used: to train on, and to test on.
+FIRST = {"california": (8000, 4000), "adult": (8000, 4000)}
 _LOADERS = {
     "iris": datasets.load_iris,
     "wine": datasets.load_wine,
@@ -31,6 +33,7 @@ class Split(NamedTuple):
         groups: `(b,)`, who spoke each training row, or `None`: tuning holds back whole groups.
         classes: Number of classes; 0 for regression.
         scale: What a standardised target is multiplied with; 1 for classification.
+        test_groups: As `groups`, of the test rows.
     """
 
     x: np.ndarray
@@ -40,6 +43,7 @@ class Split(NamedTuple):
     groups: np.ndarray | None
     classes: int
     scale: float
+    test_groups: np.ndarray | None = None
 
     @property
     def task(self) -> str:
@@ -65,12 +69,15 @@ def load(name: str, folder: str | None) -> list[Split]:
 
     Args:
         name: One of `SHIPPED` and `IN_FOLDER`.
-        folder: Where `<name>.npz` lies, with X_train, y_train, X_test and y_test.
+        folder: Where `<name>.npz` lies, with X_train, y_train, X_test and y_test; and `cardinality`
+            where columns are categories, 0 for numbers.
     """
     if name == "vowel":
         codes: dict[str, int] = {}
         x, y = _read_vowel(VOWEL / "train.csv", codes)
-        return [_split(x, y, *_read_vowel(VOWEL / "test.csv", codes), np.arange(len(y)) // 66)]
+        x_test, y_test = _read_vowel(VOWEL / "test.csv", codes)
+        speakers, others = np.arange(len(y)) // 66, np.arange(len(y_test)) // 66
+        return [_split(x, y, x_test, y_test, speakers)._replace(test_groups=others)]
     if name in _LOADERS:
         x, y = _LOADERS[name](return_X_y=True)
         folds = StratifiedKFold(5, shuffle=True, random_state=0).split(x, y)
@@ -78,7 +85,22 @@ def load(name: str, folder: str | None) -> list[Split]:
     if folder is None:
         raise SystemExit(f"{name} is read from a folder. Received: none. Give the folder first.")
     with np.load(Path(folder) / f"{name}.npz") as file:
-        return [_split(*(file[key] for key in ("X_train", "y_train", "X_test", "y_test")))]
+        x, y, x_test, y_test = (file[k] for k in ("X_train", "y_train", "X_test", "y_test"))
+        kinds = file["cardinality"] if "cardinality" in file.files else np.zeros(x.shape[1], int)
+    rows, test_rows = FIRST.get(name, (len(x), len(x_test)))
+    x, y, x_test, y_test = x[:rows], y[:rows], x_test[:test_rows], y_test[:test_rows]
+    split = _split(x[:, kinds == 0], y, x_test[:, kinds == 0], y_test)
+    return [
+        split._replace(
+            x=_with_codes(split.x, x, kinds), x_test=_with_codes(split.x_test, x_test, kinds)
+        )
+    ]
+
+
+def _with_codes(numbers: np.ndarray, x: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Returns numbers, and beside them the columns that are categories, one-hot."""
+    codes = [np.eye(kinds[j], dtype="float32")[x[:, j].astype(int)] for j in np.flatnonzero(kinds)]
+    return np.hstack([numbers, *codes])
 
 
 def _read_vowel(path: Path, codes: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

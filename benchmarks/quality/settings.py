@@ -45,6 +45,7 @@ class Trees(NamedTuple):
 
 
 DECAYS = (Knobs(0.0), Knobs(0.1), Knobs(0.03, 0.1))
+STRONG = (Knobs(0.1), Knobs(0.3, 0.3), Knobs(1.0, 0.3))
 SMALL = (Knobs(0.1, 0.3), Knobs(1.0, 0.3), Knobs(0.3, 0.6))
 TREES = (Trees(0.1, 100), Trees(0.1, 200), Trees(0.2, 200))
 
@@ -52,9 +53,11 @@ SETTINGS = {
     "vowel": Settings(
         4, (128,), (Knobs(0.01, 0.1), Knobs(0.01, 0.2), Knobs(0.01, 0.3)), 60, 66, 0.01, "radial"
     ),
-    "letter": Settings(8, (64, 64), DECAYS, 40, 128, 0.005),
-    "kin8nm": Settings(8, (32, 32), DECAYS, 60, 128, 0.01, "silu"),
+    "letter": Settings(8, (64, 64), DECAYS, 20, 128, 0.005),
+    "kin8nm": Settings(8, (32, 32), DECAYS, 40, 128, 0.01, "silu"),
     "2dplanes": Settings(4, (16,), DECAYS, 20, 256, 0.01),
+    "california": Settings(8, (32, 32), DECAYS, 30, 128, 0.005),
+    "adult": Settings(8, (16,), STRONG, 10, 128, 0.005),
     "iris": Settings(4, (8,), SMALL, 40, 24, 0.02),
     "wine": Settings(4, (8,), SMALL, 40, 24, 0.02),
     "breast cancer": Settings(4, (8,), SMALL, 20, 32, 0.01),

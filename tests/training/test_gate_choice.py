@@ -7,7 +7,7 @@ import pytest
 import plait
 from plait.experts import Frozen
 from plait.layers import ClassWeights
-from plait.training import choose_gate
+from plait.training import choose_gate, gate_choice
 
 
 def build(name):
@@ -54,10 +54,32 @@ def test_the_simplest_is_chosen_where_nothing_speaks_against_it(rng):
     assert found.errors[min(found.losses, key=found.losses.get)] == 0.0
 
 
+def test_rows_that_compare_gates_neither_fit_them_nor_say_when_to_stop(rng, monkeypatch):
+    x, y, outputs = given(rng, 30)
+    x[:, 0] = np.arange(30)
+    fitted, compared = [], []
+
+    def fit(mixture, x, y, outputs, seen, last, *rest):
+        fitted.append({*seen, *last})
+        return 0
+
+    def losses(mixture, x, y, outputs):
+        compared.append({*x[:, 0].astype(int)})
+        return np.zeros(len(y))
+
+    monkeypatch.setattr(gate_choice, "_fit", fit)
+    monkeypatch.setattr(gate_choice, "_losses", losses)
+    choose_gate(build, x, y, ("linear",), outputs=outputs)
+    assert all(not a & b for a, b in zip(fitted, compared, strict=True))
+    assert sorted(row for part in compared for row in part) == list(range(30))
+
+
 def test_candidates_are_checked(rng):
     x, y, outputs = given(rng, 20)
     with pytest.raises(ValueError, match=r"candidates=\[\], held_out=0\.2"):
         choose_gate(build, x, y, (), outputs=outputs)
+    with pytest.raises(ValueError, match=r"held_out=0\.5"):
+        choose_gate(build, x, y, ("linear",), outputs=outputs, held_out=0.5)
 
 
 def test_weights_per_class_learn_whom_to_trust_on_which_class(rng):

@@ -24,7 +24,7 @@ class GateChoice(NamedTuple):
     Attributes:
         name: The gate that was chosen.
         mixture: The mixture with it, fitted on all rows.
-        losses: Mean loss of each candidate on the held-out rows.
+        losses: Mean loss of each candidate on rows that its fit has not seen.
         errors: Standard error of its difference to the best candidate's, row by row.
     """
 
@@ -50,10 +50,11 @@ def choose_gate(
 ) -> GateChoice:
     """Fits gates from the simplest to the richest and chooses by the one-standard-error rule.
 
-    Each is fitted by `fit_gate` on one part of the rows, with early stopping on the other, on which
-    they are compared. Chosen is the first whose mean loss is above the best one's by no more
-    than one standard error of their difference, taken row by row (Breiman et al. 1984). It is then
-    fitted on all rows, for as many epochs as were best.
+    The rows are cut into folds. Each gate is fitted by `fit_gate` once for every fold, with early
+    stopping on the next fold, and compared on this one: rows that chose when to stop say too much
+    good of a rich gate. Chosen is the first whose mean loss over all rows is above the best one's
+    by no more than one standard error of their difference, taken row by row (Breiman et al. 1984).
+    It is then fitted on all rows, for as many epochs as were best in the median.
 
     Args:
         build: Makes a compiled mixture with the gate of a given name over the same experts. One
@@ -63,12 +64,12 @@ def choose_gate(
         candidates: Names, from the simplest gate to the richest.
         outputs: The experts' outputs `(n, e, …)`, best out of fold (see `cross_fit`); `None`
             runs the experts once.
-        held_out: Share of the rows that the gates are compared on.
+        held_out: Share of the rows in a fold.
         groups: `(n,)`, or `None`: rows of one group are held out together.
         epochs: At most.
         patience: Epochs without improvement after which a fit stops.
         batch_size: As in Keras.
-        seed: Of the rows held out.
+        seed: Of the folds.
 
     Returns:
         `GateChoice`.
@@ -92,28 +93,35 @@ def choose_gate(
         Breiman, Friedman, Olshen, Stone (1984), Classification and regression trees, section 3.4.3.
     """
     names = list(candidates)
-    if not names or not 0.0 < held_out <= 0.5:
+    folds = round(1.0 / held_out) if held_out > 0.0 else 0
+    if not names or folds < 3:
         raise ValueError(
             message(
-                "`choose_gate` needs a candidate, and a share of rows up to a half to compare on",
+                "`choose_gate` needs a candidate, and a share of rows up to a third to compare on",
                 f"candidates={names}, held_out={held_out}",
                 "Use candidates=('uniform', 'linear'), held_out=0.2",
             )
         )
-    numbers = fold_numbers(y, max(2, round(1.0 / held_out)), groups, seed)
-    seen, held = np.flatnonzero(numbers != 0), np.flatnonzero(numbers == 0)
+    numbers = fold_numbers(y, folds, groups, seed)
+    folds = int(numbers.max()) + 1
     if outputs is None:
         first = build(names[0])
         outputs = np.moveaxis(first.expert_outputs(x), len(first.weights_shape() or (0, 0)) - 1, 1)
-    found, lengths = {}, {}
+    found: dict[str, np.ndarray] = {}
+    lengths: dict[str, int] = {}
     for name in names:
-        mixture = build(name)
-        lengths[name] = _fit(mixture, x, y, outputs, seen, held, epochs, patience, batch_size)
-        found[name] = _losses(mixture, _take(x, held), y[held], outputs[held])
+        found[name], stops = np.empty(len(y), "float32"), []
+        for fold in range(folds):
+            mixture, stop = build(name), (fold + 1) % folds
+            seen = np.flatnonzero((numbers != fold) & (numbers != stop))
+            last, held = np.flatnonzero(numbers == stop), np.flatnonzero(numbers == fold)
+            stops.append(_fit(mixture, x, y, outputs, seen, last, epochs, patience, batch_size))
+            found[name][held] = _losses(mixture, _take(x, held), y[held], outputs[held])
+        lengths[name] = round(float(np.median(stops)))
     means = {name: float(losses.mean()) for name, losses in found.items()}
     best = min(names, key=means.__getitem__)
     errors = {
-        name: float(np.std(losses - found[best]) / np.sqrt(len(held)))
+        name: float(np.std(losses - found[best]) / np.sqrt(len(y)))
         for name, losses in found.items()
     }
     chosen = next(name for name in names if means[name] - means[best] <= errors[name])
