@@ -117,7 +117,14 @@ def draw(points, path):
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    rcParams.update({"font.size": 9, "svg.hashsalt": "plait", "axes.titlelocation": "left"})
+    rcParams.update(
+        {
+            "font.size": 9,
+            "svg.hashsalt": "plait",
+            "svg.fonttype": "none",
+            "axes.titlelocation": "left",
+        }
+    )
     figure = Figure(figsize=(8.4, 7.6), layout="constrained")
     grid = figure.subplots(len(BACKENDS), len(SWEEPS), sharex="col", sharey=True)
     for row, (backend, title) in zip(grid, BACKENDS.items(), strict=True):
@@ -134,9 +141,11 @@ def draw(points, path):
             axes.set_yscale("log")
             axes.grid(alpha=0.3, linewidth=0.5)
             axes.spines[["top", "right"]].set_visible(False)
-            if row is grid[-1]:
-                others = [f"{BASE[o]:,} {o}" for o in SWEEPS if o != axis]
-                axes.set_xlabel(f"{axis}\n({', '.join(others)})")
+            axes.set_xticks(SWEEPS[axis], [f"{value:,}" for value in SWEEPS[axis]])
+            axes.minorticks_off()
+            others = [f"{BASE[other]:,} {other}" for other in SWEEPS if other != axis]
+            axes.set_xlabel(f"{axis}, at {' and '.join(others)}")
+            axes.label_outer()
         row[0].set_title(title, fontweight="bold")
         row[0].set_ylabel("ms")
     grid[0][0].legend(frameon=False)
