@@ -27,7 +27,7 @@ def test_schemas_that_differ_in_scaling_alone_agree():
         ({"target": "tone"}, r"the same targets"),
         ({"classes": ("a",)}, r"the same class labels.*p with \['a', 3\], q with \['a'\]"),
         ({"columns": COLUMNS[:1]}, r"the same columns"),
-        ({"columns": (COLUMNS[0], Column("sex", ("f",)))}, r"the same categories"),
+        ({"columns": (COLUMNS[0], Column("sex", ("f",)))}, r"the same categories of 'sex'"),
     ],
 )
 def test_schemas_that_differ_are_named(change, match):

@@ -226,6 +226,15 @@ def test_nothing_to_stack_is_warned_about():
 
 def test_a_replaced_expert_is_refused():
     mixture = plait.Mixture([net(name=name) for name in "ab"], "uniform", name="mix")
+    mixture.compile("sgd", "mse")
+    x = np.ones((2, 4), "float32")
+    mixture.predict(x, verbose=0)
     mixture.experts[0] = net(name="c")
-    with pytest.raises(ValueError, match="'mix', whose `experts` hold other models now"):
-        mixture(np.ones((2, 4), "float32"))
+    for look in (
+        mixture,
+        mixture.gate_weights,
+        mixture.expert_outputs,
+        lambda x: mixture.get_config(),
+    ):
+        with pytest.raises(ValueError, match="'mix', whose `experts` hold other models now"):
+            look(x)

@@ -292,3 +292,17 @@ def test_a_list_for_a_model_of_named_inputs_says_how_to_name_them(order, rng):
     mixture = plait.Mixture([net(rng, 4)] * 2, gate, expert_inputs="a", gate_inputs=["a", "b"])
     with pytest.raises(ValueError, match=r"keys \['a', 'b'\].*list of 2.*gate_inputs=\{'a': …"):
         mixture(data(rng, {"a": 4, "b": 6}))
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_an_expert_of_named_inputs_is_given_a_dict(order, rng):
+    """A list would be paired with the sorted names."""
+    experts = [net(rng, 4), of_a_and_b(("dict", "ab"), U)]
+    x = data(rng, {"a": 4, "b": 6})
+    mixture = plait.Mixture(experts, [0.0, 1.0], expert_inputs=["a", [*order]])
+    with pytest.raises(
+        ValueError, match=r"keys \['a', 'b'\].*list of 2.*an entry of expert_inputs"
+    ):
+        mixture(x)
+    named = plait.Mixture(experts, [0.0, 1.0], expert_inputs=["a", {"b": "b", "a": "a"}])
+    np.testing.assert_allclose(as_numpy(named(x)), as_numpy(experts[1](x)), atol=1e-6)

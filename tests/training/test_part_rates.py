@@ -90,3 +90,9 @@ def test_what_it_cannot_do_is_refused():
     optimizer = PartRates("sgd", factors=[1.0])
     with pytest.raises(ValueError, match="a model with 2"):
         optimizer.build([keras.Variable(np.zeros(1)), keras.Variable(np.zeros(1))])
+
+
+@pytest.mark.parametrize("parts", [[("gate", 0.1)], ["gate"], [(keras.layers.Dense(1), "x")]])
+def test_a_part_is_a_layer_and_a_number(parts):
+    with pytest.raises(TypeError, match=r"a pair of a layer, as an object, and a number.*Use for"):
+        plait.training.PartRates("adam", parts)

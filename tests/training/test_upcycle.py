@@ -225,3 +225,27 @@ def test_needs_a_model_whose_layers_show():
 def test_needs_a_built_model():
     with pytest.raises(ValueError, match="'unseen', which has seen no input"):
         plait.training.upcycle(keras.Sequential([keras.layers.Dense(2)], name="unseen"))
+
+
+@pytest.mark.parametrize("router", [None, plait.routers.TopK(2)], ids=["all", "top 2"])
+@pytest.mark.parametrize("kind", ["sequential", "functional"])
+@pytest.mark.parametrize("mask_zero", [False, True])
+def test_a_block_between_masked_steps(kind, router, mask_zero, rng):
+    """Keras counts a mask as an input; a functional block is rebuilt for single steps."""
+    tokens = keras.Input((None,), dtype="int32")
+    steps = keras.layers.Embedding(9, 4, mask_zero=mask_zero)(tokens)
+    if kind == "functional":
+        inside = keras.Input((None, 4))
+        hidden = keras.layers.Dense(8, "tanh")(inside)
+        feed_forward = keras.Model(inside, keras.layers.Dense(4)(hidden), name="feed_forward")
+    else:
+        parts = [keras.layers.Dense(8, "tanh"), keras.layers.Dense(4)]
+        feed_forward = keras.Sequential(parts, name="feed_forward")
+    summed = keras.layers.Add()([steps, feed_forward(steps)])
+    model = keras.Model(tokens, keras.layers.Dense(3)(summed))
+    x = rng.integers(0, 9, (3, 5)).astype("int32")
+    found = plait.training.upcycle(model, "feed_forward", num_experts=3, router=router, x=x)
+    assert found.difference < 1e-5
+    mixture = found.model.get_layer("feed_forward")
+    assert mixture.weights_shape() == (None, None, 3)
+    assert mixture.state.dispatches == (router is not None)

@@ -183,27 +183,25 @@ def agree(schemas: list[Schema], names: list[str]) -> None:
     """
     first = schemas[0]
     for schema, name in zip(schemas[1:], names[1:], strict=True):
-        for what, a, b in (
+        parts = [
             ("tasks", first.task, schema.task),
             ("targets", first.target, schema.target),
             ("class labels", first.classes, schema.classes),
-            (
-                "columns",
-                [column.name for column in first.columns],
-                [column.name for column in schema.columns],
-            ),
-            (
-                "categories",
-                [column.categories for column in first.columns],
-                [column.categories for column in schema.columns],
-            ),
-        ):
+            ("columns", *([column.name for column in each.columns] for each in (first, schema))),
+        ]
+        # Of files with the same columns; the first that differs is named.
+        parts += [
+            (f"categories of {ours.name!r}", ours.categories, theirs.categories)
+            for ours, theirs in zip(first.columns, schema.columns, strict=False)
+        ]
+        for what, a, b in parts:
             if a != b:
                 raise ValueError(
                     message(
                         f"Models to blend must have the same {what}",
                         f"{names[0]} with {_short(a)}, {name} with {_short(b)}",
-                        "Fit them on tables with the same columns and classes",
+                        "Fit them on tables with the same columns, categories and classes, with "
+                        "the same --ignore",
                     )
                 )
 

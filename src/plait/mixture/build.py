@@ -8,6 +8,7 @@ import keras
 from keras import ops, tree
 
 from plait.errors import choose_from, message
+from plait.experts.runner import input_of
 from plait.mixture import gates
 from plait.mixture.combining import check_likelihood, check_pool
 from plait.mixture.inputs import select, select_each
@@ -16,6 +17,7 @@ from plait.mixture.specs import (
     as_rows,
     check_agreement,
     check_gate,
+    check_names,
     check_rank_rule,
     output_specs,
     specs_of,
@@ -166,6 +168,8 @@ def build_experts(
         The layers that own the experts' variables, where the model does.
     """
     state = model.state
+    for position, expert in enumerate(state.given):
+        check_names(expert, input_of(select_each(inputs, state.selectors), position))
     weights_shape = state.weights_shape = (*scores.shape[:-1], model.num_experts)
     fed = select_each(inputs, state.selectors)
     rows = _row_specs(model, fed, weights_shape) if model.is_sparse else None

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from operator import is_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from plait.mixture.build import (
     empty_outputs,
     merged_specs,
     parts_specs,
-    replaced,
 )
 from plait.mixture.combining import check_arithmetic
 from plait.mixture.forward import (
@@ -205,8 +203,7 @@ class Mixture(OfExperts, PartsModel):
     def call(self, inputs: Nested, training: bool | None = None, mask: Nested = None) -> Nested:
         """Returns the merged output."""
         training = bool(training)
-        if self.state.ownership == "shared" and not all(map(is_, self.experts, self.state.given)):
-            raise replaced(self)
+        self.check_same_experts()
         if tree.flatten(inputs)[0].shape[0] == 0:
             return empty_outputs(self, inputs)
         routing = self.route(inputs, training, mask)
@@ -371,6 +368,7 @@ class Mixture(OfExperts, PartsModel):
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments."""
+        self.check_same_experts()
         return {**super().get_config(), **serialization.config_of(self)}
 
     @classmethod

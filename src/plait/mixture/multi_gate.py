@@ -1,7 +1,6 @@
 """A mixture of several gates: one set of experts, run once, and a gate for each task."""
 
 from collections.abc import Mapping
-from operator import is_
 from typing import Any
 
 import keras
@@ -23,7 +22,6 @@ from plait.mixture.build import (
     note_inputs,
     note_namesakes,
     parts_specs,
-    replaced,
     warn_of_the_gate,
 )
 from plait.mixture.forward import Fed, Merged
@@ -250,8 +248,7 @@ class MultiGateMixture(OfExperts):
     def call(self, inputs: Nested, training: bool | None = None, mask: Nested = None) -> Nested:
         """Returns the output of each task."""
         training = bool(training)
-        if self.state.ownership == "shared" and not all(map(is_, self.experts, self.state.given)):
-            raise replaced(self)
+        self.check_same_experts()
         if tree.flatten(inputs)[0].shape[0] == 0:
             return empty_outputs(self, inputs)
         routings = self.route(inputs, training, mask)
@@ -395,6 +392,7 @@ class MultiGateMixture(OfExperts):
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments."""
+        self.check_same_experts()
         return {**super().get_config(), **multi_gate_config.config_of(self)}
 
     @classmethod

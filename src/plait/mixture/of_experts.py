@@ -1,6 +1,7 @@
 """The common base of mixtures with one gate and with several: experts, files, compiling."""
 
 from collections.abc import Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -10,7 +11,7 @@ from keras import ops, tree
 from plait.compat import is_functional
 from plait.mixture import introspection, optimizers, serialization
 from plait.mixture.base import BaseModel
-from plait.mixture.build import note_namesakes
+from plait.mixture.build import note_namesakes, replaced
 from plait.mixture.forward import Fed, Parts, run_every
 from plait.mixture.inputs import select_each
 from plait.mixture.specs import as_rows, first_of, input_names, specs_of
@@ -41,6 +42,7 @@ class OfExperts(BaseModel):
     num_experts: int
     execution: str
     owned_experts: list[keras.layers.Layer]
+    experts: Sequence[keras.layers.Layer]
 
     def other_layers(self) -> Sequence[keras.layers.Layer]:
         """Returns the layers with variables other than the experts, such as gates."""
@@ -89,6 +91,16 @@ class OfExperts(BaseModel):
                 inputs,
             )
         return super().__call__(inputs, *args, **kwargs)
+
+    def check_same_experts(self) -> None:
+        """Checks that nobody assigned to the list of experts.
+
+        Raises:
+            ValueError: If somebody did: what was built of the old ones would go on with them.
+        """
+        shared = self.state.ownership == "shared"
+        if shared and not all(map(is_, self.experts, self.state.given)):
+            raise replaced(self)
 
     def fed(self, inputs: Nested, mask: Nested) -> Fed:
         """Returns what the experts read, and its masks."""
@@ -183,6 +195,7 @@ class OfExperts(BaseModel):
         Returns:
             Array of shape `(b, …, e)`.
         """
+        self.check_same_experts()
         return introspection.predict_inside(self, "weights", x, batch_size)
 
     def expert_outputs(self, x: Any, batch_size: int | None = None) -> Any:
@@ -196,6 +209,7 @@ class OfExperts(BaseModel):
             Array of shape `(b, …, e, …, u)`: the expert axis comes right after the routed axes.
             Where the experts return a list or dict, such a structure of arrays.
         """
+        self.check_same_experts()
         return introspection.predict_inside(self, "outputs", x, batch_size)
 
     def compute_output_shape(self, input_shape: Shapes) -> Shapes:

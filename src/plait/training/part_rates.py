@@ -31,6 +31,7 @@ class PartRates(keras.optimizers.Optimizer):
         name: As in Keras.
 
     Raises:
+        TypeError: If a part is no pair of a layer and a number.
         ValueError: If a factor is negative, or the optimizer clips by the norm of all gradients,
             which are split here, or keeps moving averages.
 
@@ -55,6 +56,7 @@ class PartRates(keras.optimizers.Optimizer):
         factors: Sequence[float] | None = None,
         name: str = "part_rates",
     ) -> None:
+        _check_parts(parts)
         given = keras.optimizers.get(optimizer)
         config = given.get_config()
         rate = config["learning_rate"]
@@ -177,6 +179,26 @@ class PartRates(keras.optimizers.Optimizer):
         """Returns an optimizer of what `get_config` gave."""
         given = keras.optimizers.deserialize(config["optimizer"], custom_objects)
         return cls(given, factors=config["factors"], name=config["name"])
+
+
+def _check_parts(parts: Any) -> None:
+    """Checks that parts are pairs of a layer and a number.
+
+    Raises:
+        TypeError: If one is not.
+    """
+    for part in parts:
+        pair = isinstance(part, (tuple, list)) and len(part) == 2
+        if not (
+            pair and isinstance(part[0], keras.layers.Layer) and isinstance(part[1], (int, float))
+        ):
+            raise TypeError(
+                message(
+                    "Each part of PartRates is a pair of a layer, as an object, and a number",
+                    f"{part!r}",
+                    "Use for example PartRates('adam', [(mix.gate, 0.1)])",
+                )
+            )
 
 
 class _Inside:

@@ -218,6 +218,9 @@ def _input_of(layer: keras.layers.Layer) -> keras.KerasTensor:
         spec = layer.input
     except (AttributeError, ValueError):
         spec = None
+    if isinstance(spec, (list, tuple)):  # Keras counts a mask as an input
+        numbers = [one for one in spec if one.dtype != "bool"]
+        spec = numbers[0] if len(numbers) == 1 else spec
     if not isinstance(spec, Spec):
         raise ValueError(
             message(
@@ -241,6 +244,13 @@ def _copy(
         if takes_single_rows(expert, row):
             expert(row)
             return expert
+    if by_rows and is_functional(layer) and len(spec.shape) > 2:
+        one = keras.models.clone_model(
+            layer,
+            input_tensors=keras.Input(spec.shape[-1:], dtype=spec.dtype),
+            clone_function=lambda part: copy_of(part, offset),
+        )
+        return keras.layers.Pipeline([one], name=layer.name)
     expert = copy_of(layer, offset)
     if not expert.built:
         expert(spec)
