@@ -230,6 +230,7 @@ def test_needs_a_built_model():
 @pytest.mark.parametrize("router", [None, plait.routers.TopK(2)], ids=["all", "top 2"])
 @pytest.mark.parametrize("kind", ["sequential", "functional"])
 @pytest.mark.parametrize("mask_zero", [False, True])
+@pytest.mark.filterwarnings("ignore:")  # Keras says of such a block that it drops the mask
 def test_a_block_between_masked_steps(kind, router, mask_zero, rng):
     """Keras counts a mask as an input; a functional block is rebuilt for single steps."""
     tokens = keras.Input((None,), dtype="int32")

@@ -250,7 +250,9 @@ def _copy(
             input_tensors=keras.Input(spec.shape[-1:], dtype=spec.dtype),
             clone_function=lambda part: copy_of(part, offset),
         )
-        return keras.layers.Pipeline([one], name=layer.name)
+        expert = keras.layers.Pipeline([one], name=layer.name)
+        expert(row)
+        return expert
     expert = copy_of(layer, offset)
     if not expert.built:
         expert(spec)
