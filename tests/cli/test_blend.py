@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -142,6 +143,18 @@ def test_files_of_fit_blend_with_their_columns_and_units(plait, fitted, mixed, t
     assert abs(np.mean([float(value) for value in predicted]) - mixed["price"].mean()) < 100
     assert "other" in plait("inspect", out).stdout
     assert "The honest table" in (tmp_path / "r.html").read_text()
+
+
+def test_a_blend_of_files_of_fit_is_no_network_of_theirs(plait, fitted, tmp_path):
+    """What the first file says of its own training is not said of the blend."""
+    shutil.copy(fitted / "price.keras", tmp_path / "copy.keras")
+    result = plait(
+        "blend", fitted / "price.keras", tmp_path / "copy.keras", "--data", fitted / "t.csv",
+        "--target", "price", "--gate", "uniform", "-o", tmp_path / "m.keras", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["scores"][0]["name"] == "mixture"
+    assert load(tmp_path / "m.keras").schema.record is None
 
 
 def test_a_blend_keeps_an_output_that_cannot_be_replaced(refused, fitted):

@@ -273,7 +273,7 @@ def _schema(experts: list[Expert], frame: Any, target: str) -> Schema:
     if known:
         agree([schema for schema, _ in known], [name for _, name in known])
         schema = dataclasses.replace(known[0][0], target=target)
-        return dataclasses.replace(schema, baseline=None)
+        return dataclasses.replace(schema, baseline=None, record=None)  # of their own training
     units = _units(experts[0])
     schema = infer(frame, target, "regression" if units == 1 else "classification", plain=True)
     texts = [column.name for column in schema.columns if column.categories is not None]
