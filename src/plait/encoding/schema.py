@@ -183,11 +183,15 @@ def agree(schemas: list[Schema], names: list[str]) -> None:
     """
     first = schemas[0]
     for schema, name in zip(schemas[1:], names[1:], strict=True):
-        parts = [
+        parts: list[tuple[str, Any, Any]] = [
             ("tasks", first.task, schema.task),
             ("targets", first.target, schema.target),
             ("class labels", first.classes, schema.classes),
-            ("columns", *([column.name for column in each.columns] for each in (first, schema))),
+            (
+                "columns",
+                [column.name for column in first.columns],
+                [column.name for column in schema.columns],
+            ),
         ]
         # Of files with the same columns; the first that differs is named.
         parts += [
