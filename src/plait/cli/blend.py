@@ -196,8 +196,6 @@ def _choose(
     """Returns the simplest gate that held-out rows do not speak against, and its mixture."""
     task = blend.schema.task
     candidates = [name for name in CANDIDATES if task == "classification" or name != "per-class"]
-    if task == "regression":
-        outputs = outputs.astype("float32")
 
     def build(gate: str) -> plait.Mixture:
         interrupts.check()

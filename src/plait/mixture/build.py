@@ -168,10 +168,10 @@ def build_experts(
         The layers that own the experts' variables, where the model does.
     """
     state = model.state
-    for position, expert in enumerate(state.given):
-        check_names(expert, input_of(select_each(inputs, state.selectors), position))
     weights_shape = state.weights_shape = (*scores.shape[:-1], model.num_experts)
     fed = select_each(inputs, state.selectors)
+    for position, expert in enumerate(state.given):
+        check_names(expert, input_of(fed, position))
     rows = _row_specs(model, fed, weights_shape) if model.is_sparse else None
     state.dispatches = rows is not None
     state.built_bank, owned = make_experts(

@@ -221,7 +221,7 @@ def map_segments(groups, rows, offsets, shards=1):
     def segment(s, first, held, inputs, constants):
         """What segment `s` of a group holds: its expert, its rows, their numbers, its bounds."""
         _, other_inputs, plan = constants
-        expert, start, end = plan.bounds(s)
+        expert, start, end = plan.bounds(s, size)
         index = jnp.minimum(start + jnp.arange(size), end - 1)
         expert = expert - first
         held = [[_at(variable, expert) for variable in each] for each in held]
@@ -331,14 +331,12 @@ class _Plan(NamedTuple):
         first: int32 `(e,)`, each expert's first segment.
         last: int32 `(e,)`, the one after its last.
         offsets: int32 `(e + 1,)`, as for `map_segments`.
-        size: int32 `()`, rows per segment.
     """
 
     expert: jax.Array
     first: jax.Array
     last: jax.Array
     offsets: jax.Array
-    size: jax.Array
 
     @classmethod
     def of(cls, offsets, num_rows, size):
@@ -350,12 +348,12 @@ class _Plan(NamedTuple):
         segments = jnp.arange(num_rows // size + num_experts, dtype="int32")
         expert = jnp.sum(segments[:, None] >= last, axis=1, dtype="int32")
         expert = jnp.minimum(expert, num_experts - 1)
-        return cls(expert, last - counts, last, offsets, jnp.int32(size))
+        return cls(expert, last - counts, last, offsets)
 
-    def bounds(self, segment):
+    def bounds(self, segment, size):
         """Returns the expert of a segment, its first row, and the one after the expert's last."""
         expert = _at(self.expert, segment)
-        start = _at(self.offsets, expert) + (segment - _at(self.first, expert)) * self.size
+        start = _at(self.offsets, expert) + (segment - _at(self.first, expert)) * size
         return expert, start, _at(self.offsets, expert + 1)
 
 
