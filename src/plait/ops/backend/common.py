@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import os
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from itertools import accumulate, pairwise
@@ -13,10 +14,12 @@ from keras import ops, tree
 from plait.typing import Nested, Tensor
 
 __all__ = [
+    "GROUPED_PRODUCTS",
     "Choices",
     "Devices",
     "Flat",
     "Group",
+    "NotLoweredError",
     "by_sorted_rows",
     "inside",
     "is_float",
@@ -26,7 +29,14 @@ __all__ = [
 ]
 
 _exists = functools.partial(operator.is_not, None)
+# Whether experts of one architecture run as grouped products, whatever their loads.
+# Meant for GPUs; off until it is measured on one.
+GROUPED_PRODUCTS = os.environ.get("PLAIT_GROUPED_PRODUCTS") == "1"
 inside = ContextVar("inside a vectorised call", default=False)
+
+
+class NotLoweredError(Exception):
+    """A function applies an operation that is not known to act on each row separately."""
 
 
 class Group(NamedTuple):

@@ -1,8 +1,8 @@
 """The backend functions on JAX."""
 
-import functools
 import math
 from contextlib import nullcontext as outside_of_graphs
+from contextlib import suppress
 from itertools import compress
 from typing import NamedTuple
 
@@ -10,8 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plait.ops.backend.common import by_sorted_rows, inside, is_float, numbered, partition
+from plait.ops.backend.common import (
+    GROUPED_PRODUCTS,
+    NotLoweredError,
+    by_sorted_rows,
+    inside,
+    is_float,
+    numbered,
+    partition,
+)
 from plait.ops.backend.jax_devices import on_devices
+from plait.ops.backend.jax_lowering import Runs, lowered
 
 __all__ = [
     "SHAPE_ERRORS",
@@ -170,7 +179,7 @@ def _keep_gradient(tensor, kept):
 def _keep_gradient_backward(kept, gradient):
     # A pass over all gradients is worth avoiding, and most often every expert is kept.
     return (
-        jax.lax.cond(jnp.all(kept), lambda g: g, lambda g: _mask(g, kept), gradient),
+        jax.lax.cond(jnp.all(kept), lambda g: g, lambda g: _where(kept, g, 0), gradient),
         None,
     )
 
@@ -186,8 +195,29 @@ def loops_are_faster():
 
 def map_choices(groups, leaves, choices):
     """Each expert on the rows that chose it: see `plait.ops.backend.map_choices`."""
-    mapped = functools.partial(map_segments, shards=choices.shards)
+
+    def mapped(groups, rows, offsets):
+        if GROUPED_PRODUCTS and len(groups) == 1:
+            with suppress(NotLoweredError):
+                return _map_grouped(groups[0], rows, offsets)
+        return map_segments(groups, rows, offsets, choices.shards)
+
     return by_sorted_rows(take_rows, mapped, groups, leaves, choices)
+
+
+def _map_grouped(group, rows, offsets):
+    """Runs the experts of one architecture by grouped products: as `map_segments`.
+
+    Rows behind the last that counts repeat it, and have no gradient.
+    """
+    num_rows = rows[0].shape[0]
+    if not (group.vectorized and isinstance(num_rows, int) and num_rows):
+        raise NotLoweredError("rows of unknown number")
+    counts, last = jnp.arange(num_rows) < offsets[-1], jnp.maximum(offsets[-1] - 1, 0)
+    rows = [_where(counts, x, _at(x, last)) for x in rows]
+    runs = Runs.of(offsets, num_rows)
+    outputs = lowered(lambda own, fed: group.function(own, fed, 0), group.variables, rows, runs)
+    return [_where(counts, y, 0) for y in outputs]
 
 
 def map_segments(groups, rows, offsets, shards=1):
@@ -270,7 +300,7 @@ def map_segments(groups, rows, offsets, shards=1):
                 primals, pull = jax.vjp(call, held[0], fed[0])
                 counts = start + jnp.arange(size) < end
                 given = [
-                    _mask(_at(c, index), counts).astype(p.dtype)
+                    _where(counts, _at(c, index), 0).astype(p.dtype)
                     for c, p in zip(cotangents, primals, strict=True)
                 ]
                 shares = pull(given)
@@ -374,5 +404,5 @@ def _add(stack, value, index):
     return jax.lax.dynamic_update_slice(stack, old + value.astype(stack.dtype), starts)
 
 
-def _mask(rows, counts):
-    return jnp.where(counts.reshape((-1,) + (1,) * (rows.ndim - 1)), rows, 0)
+def _where(counts, rows, other):
+    return jnp.where(counts.reshape((-1,) + (1,) * (rows.ndim - 1)), rows, other)

@@ -1,6 +1,5 @@
 """The backend functions on PyTorch."""
 
-import os
 import weakref
 from contextlib import nullcontext as outside_of_graphs
 from itertools import chain, pairwise
@@ -8,8 +7,14 @@ from itertools import chain, pairwise
 import torch
 
 from plait.ops.backend.batches import affordable_padding, batches, work_per_row
-from plait.ops.backend.common import is_float, numbered, vectorized_map_with
-from plait.ops.backend.torch_lowering import GroupedRuns, NotLoweredError, Runs, lowered
+from plait.ops.backend.common import (
+    GROUPED_PRODUCTS,
+    NotLoweredError,
+    is_float,
+    numbered,
+    vectorized_map_with,
+)
+from plait.ops.backend.torch_lowering import GroupedRuns, Runs, lowered
 from plait.ops.backend.torch_vmap import vectorize
 
 __all__ = [
@@ -232,11 +237,6 @@ def map_choices(groups, leaves, choices):
         empty = column[0].new_zeros((len(order) - bounds[-1], *column[0].shape[1:]))
         merged.append(_Collect.apply(torch.cat([*column, empty]), place))
     return [_WithZeroGradients.apply(merged[0], *idle), *merged[1:]] if idle else merged
-
-
-# Whether experts of one architecture run as grouped products, for which the host need not wait for
-# the loads. Meant for GPUs; off until it is measured on one.
-GROUPED_PRODUCTS = os.environ.get("PLAIT_GROUPED_PRODUCTS") == "1"
 
 
 def _run_grouped(group, rows, offsets):

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-__all__ = ["GroupedRuns", "NotLoweredError", "Runs", "lowered"]
+from plait.ops.backend.common import NotLoweredError
 
-
-class NotLoweredError(Exception):
-    """A function applies an operation that is not known to act on each row separately."""
+__all__ = ["GroupedRuns", "Runs", "lowered"]
 
 
 def lowered(function, variables, rows, runs):

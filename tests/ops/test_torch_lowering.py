@@ -15,12 +15,8 @@ from hypothesis import strategies as st  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from plait.ops.backend import torch as native  # noqa: E402
-from plait.ops.backend.torch_lowering import (  # noqa: E402
-    GroupedRuns,
-    NotLoweredError,
-    Runs,
-    lowered,
-)
+from plait.ops.backend.common import NotLoweredError  # noqa: E402
+from plait.ops.backend.torch_lowering import GroupedRuns, Runs, lowered  # noqa: E402
 from plait.ops.dispatch import apply_experts  # noqa: E402
 
 BOUNDS = [0, 2, 2, 5, 6]  # the second expert has no rows
@@ -112,7 +108,9 @@ def test_chains_of_products_additions_and_pointwise_functions(chain, inner, seed
 @pytest.mark.parametrize("step", STEPS)
 def test_grouped_products_are_those_by_expert(rng, step, inner, monkeypatch):
     """Where the host does not know the loads: outputs and gradients, in float32."""
-    monkeypatch.setattr("tests.ops.test_lowering.D", 4)  # rows of 16 bytes, as the kernel wants
+    monkeypatch.setattr(
+        "tests.ops.test_torch_lowering.D", 4
+    )  # rows of 16 bytes, as the kernel wants
     draw = lambda *shape: values(rng, *shape).float().detach().requires_grad_()  # noqa: E731
     variables, x = [draw(E, 4, 4), draw(E, 4), draw(E, 4)], draw(R, *inner, 4)
     function = lambda own, rows: [STEPS[step](rows[0], *own)]  # noqa: E731
