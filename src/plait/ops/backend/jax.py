@@ -214,7 +214,7 @@ def _map_grouped(group, rows, offsets):
     if not (group.vectorized and isinstance(num_rows, int) and num_rows):
         raise NotLoweredError("rows of unknown number")
     counts, last = jnp.arange(num_rows) < offsets[-1], jnp.maximum(offsets[-1] - 1, 0)
-    rows = [_where(counts, x, _at(x, last)) for x in rows]
+    rows = [_where(counts, x, _one(x, last)) for x in rows]
     runs = Runs.of(offsets, num_rows)
     outputs = lowered(lambda own, fed: group.function(own, fed, 0), group.variables, rows, runs)
     return [_where(counts, y, 0) for y in outputs]
@@ -254,7 +254,7 @@ def map_segments(groups, rows, offsets, shards=1):
         expert, start, end = plan.bounds(s, size)
         index = jnp.minimum(start + jnp.arange(size), end - 1)
         expert = expert - first
-        held = [[_at(variable, expert) for variable in each] for each in held]
+        held = [[_one(variable, expert) for variable in each] for each in held]
         fed = [[_at(x, index) for x in each] for each in (inputs, other_inputs)]
         return expert, start, end, index, held, fed
 
@@ -382,9 +382,9 @@ class _Plan(NamedTuple):
 
     def bounds(self, segment, size):
         """Returns the expert of a segment, its first row, and the one after the expert's last."""
-        expert = _at(self.expert, segment)
-        start = _at(self.offsets, expert) + (segment - _at(self.first, expert)) * size
-        return expert, start, _at(self.offsets, expert + 1)
+        expert = _one(self.expert, segment)
+        start = _one(self.offsets, expert) + (segment - _one(self.first, expert)) * size
+        return expert, start, _one(self.offsets, expert + 1)
 
 
 def _at(tensor, index):
@@ -392,16 +392,26 @@ def _at(tensor, index):
     return tensor.at[index.astype("uint32")].get(mode="promise_in_bounds")
 
 
+# Slices rather than `tensor[index]`, which takes a millisecond to trace.
+def _one(tensor, index):
+    """Returns `tensor[index]` of a scalar index that lies within."""
+    one = jax.lax.dynamic_slice(tensor, _from(index, tensor), (1, *tensor.shape[1:]))
+    return jax.lax.squeeze(one, (0,))
+
+
 def _write(buffer, rows, start):
-    starts = [start.astype("uint32"), *[np.uint32(0)] * (buffer.ndim - 1)]
-    return jax.lax.dynamic_update_slice(buffer, rows.astype(buffer.dtype), starts)
+    return jax.lax.dynamic_update_slice(buffer, rows.astype(buffer.dtype), _from(start, buffer))
 
 
 def _add(stack, value, index):
     """Adds to one entry, in place in a loop, where a scatter is no single kernel."""
-    starts = [index.astype("uint32"), *[np.uint32(0)] * (stack.ndim - 1)]
-    old = jax.lax.dynamic_slice(stack, starts, (1, *stack.shape[1:]))
-    return jax.lax.dynamic_update_slice(stack, old + value.astype(stack.dtype), starts)
+    value = _one(stack, index) + value.astype(stack.dtype)
+    return jax.lax.dynamic_update_slice(stack, value[None], _from(index, stack))
+
+
+def _from(index, tensor):
+    """Returns where a slice begins that starts at an index of the first axis: none is negative."""
+    return [index.astype("uint32"), *[np.uint32(0)] * (tensor.ndim - 1)]
 
 
 def _where(counts, rows, other):
