@@ -24,6 +24,7 @@ SCRIPTS = (
     "small",
     "sparse",
     "decode",
+    "threads",
     "sparsify",
     "memory",
     "gate",

@@ -3,7 +3,8 @@
 A template of three small experts (64 → 64 → 10), stacked and under top-2, over the recipe of three
 such experts, of which all run: an eager call of 32 rows, a training step by `train_on_batch` of 32
 rows, and `predict_on_batch` of one row. And the first training step of twelve layers of eight
-sparse experts over twelve dense ones. `KERAS_BACKEND=jax python -m benchmarks.small`
+sparse experts over twelve dense ones, bare and as what follows attention in the blocks of a
+transformer. `KERAS_BACKEND=jax python -m benchmarks.small`
 """
 
 import keras
@@ -58,26 +59,38 @@ def block():
     return keras.Sequential([layers.Dense(2 * WIDTH, activation="relu"), layers.Dense(WIDTH)])
 
 
-def first_step(sparse):
-    """Builds twelve layers, compiles and takes one step."""
-    x = inputs = keras.Input((WIDTH,))
+def attend(x):
+    """Returns what the first half of a transformer's block adds."""
+    x = layers.LayerNormalization()(x)
+    return layers.MultiHeadAttention(4, WIDTH // 4)(x, x, use_causal_mask=True)
+
+
+def first_step(sparse, shape):
+    """Builds twelve layers, compiles and takes one step, on rows or on sequences with attention."""
+    x = inputs = keras.Input(shape[1:])
     for _ in range(DEPTH):
+        fed = x
+        if len(shape) > 2:
+            x = x + attend(x)
+            fed = layers.LayerNormalization()(x)
         router = plait.routers.TopK(2)
         layer = plait.Mixture(block(), layers.Dense(8), num_experts=8, router=router)
-        x = x + (layer(x) if sparse else block()(x))
+        x = x + (layer(fed) if sparse else block()(fed))
     model = keras.Model(inputs, x)
     model.compile("sgd", "mse")
-    model.train_on_batch(np.zeros((BATCH, WIDTH)), np.zeros((BATCH, WIDTH)))
+    model.train_on_batch(np.zeros(shape), np.zeros(shape))
 
 
 def rows(arguments):
     """Yields the table's rows."""
     for name in ("stacked", "top-2"):
         yield from over_recipe(name, arguments)
-    first_step(False)  # wakes the backend
-    turns = [[clocks(lambda s=sparse: first_step(s)) for sparse in (True, False)] for _ in range(3)]
-    what = f"build and first training step, {DEPTH} layers of 8 sparse experts over dense ones"
-    yield Row.of(what, compared(turns), 1.3, digits=0)
+    for where, shape in (("layers", (BATCH, WIDTH)), ("transformer blocks", (8, BATCH, WIDTH))):
+        first_step(False, shape)  # wakes the backend
+        sides = [lambda sparse=sparse, shape=shape: first_step(sparse, shape) for sparse in (1, 0)]
+        turns = [[clocks(side) for side in sides] for _ in range(3)]
+        what = f"build and first training step, {DEPTH} {where} of 8 sparse experts over dense ones"
+        yield Row.of(what, compared(turns), 1.3, digits=0)
 
 
 if __name__ == "__main__":
