@@ -57,6 +57,12 @@ def called(make, shape=(2, D)):
 # what is wrong, how it comes about, the error, what it says
 MISTAKES = [
     ("no experts", lambda: plait.Mixture([]), ValueError, r"at least one expert.*experts=\[\]"),
+    (
+        "experts that read different inputs",
+        lambda: plait.Mixture([net(), keras.Sequential([keras.Input((D + 1,)), layers.Dense(U)])]),
+        ValueError,
+        r"Expert 1 \('sequential.*'\) must take .*shape \(None, 4\).*expert_inputs",
+    ),
     ("experts are None", lambda: plait.Mixture(None), ValueError, "experts=None"),
     (
         "an expert is a function",

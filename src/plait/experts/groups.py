@@ -4,22 +4,21 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
 
 import keras
 from keras import ops, tree
 
 from plait.compat import flat_layers
-from plait.errors import first_line
+from plait.errors import first_line, message
 from plait.experts.devices import devices_in_force
 from plait.experts.dispatch import fed_to_groups, with_all_masks
 from plait.experts.kept import KeptCalls
+from plait.experts.plan import Placed, Plan, plan_of, rows_of, share, traits_of_group
 from plait.experts.runner import ExpertRunner, Results, Rows, input_of
 from plait.experts.seeds import draws
 from plait.experts.signature import alike
 from plait.experts.single import SingleExpert
 from plait.experts.stacked import StackedRunner
-from plait.experts.traits import Traits, traits_of
 from plait.experts.variables import SharedVariables
 from plait.experts.watch import Watch
 from plait.ops import backend
@@ -29,39 +28,6 @@ from plait.ops.dispatch import apply_groups
 from plait.ops.merging import SlotMerge
 from plait.ops.tracing import runs_one_by_one
 from plait.typing import Mask, Nested, Tensor
-
-Item = TypeVar("Item")
-
-
-class Placed(NamedTuple):
-    """What runs some experts of a mixture.
-
-    Attributes:
-        positions: Which experts of the mixture these are.
-        runner: What runs them.
-    """
-
-    positions: list[int]
-    runner: ExpertRunner
-
-
-class Plan(NamedTuple):
-    """How dispatched experts run, found once for calls of one kind.
-
-    Attributes:
-        groups: The groups, in the order in which experts are numbered.
-        traits: What a call of each group does.
-        mask_ranks: For each output the rank of its mask, where any of the experts gives one.
-        dtypes: The outputs' common dtypes where those of the experts differ, else `None`.
-        numbers: For each expert its number in that order, and last the number for an empty slot;
-            `None` where the order is the experts' own.
-    """
-
-    groups: list[Placed]
-    traits: list[Traits]
-    mask_ranks: list[int | None]
-    dtypes: list[str] | None
-    numbers: list[int] | None
 
 
 class ExpertBank:
@@ -135,13 +101,16 @@ class ExpertBank:
 
         Args:
             inputs: Symbolic inputs that all experts share, or one for each.
+
+        Raises:
+            ValueError: If an expert does not take its input.
         """
         specs = []
         for positions, runner in self.placed:
             layer = runner.representative()
-            fed = _share(inputs, positions)
+            fed = share(inputs, positions)
             for position, part in zip(positions, fed, strict=False):
-                specs.append((position, layer.name, layer.compute_output_spec(part)))
+                specs.append((position, layer.name, _output_specs(layer, position, part)))
         return sorted(specs, key=lambda entry: entry[0])
 
     def run_all(
@@ -171,8 +140,8 @@ class ExpertBank:
                 one_by_one = [guard[position] for position in positions]
                 adds_losses = self._adds_losses(positions, runner, inputs, masks, training)
                 guard = None if adds_losses else ops.stack(one_by_one)
-            fed = _share(inputs, positions)
-            fed_masks = _share(masks, positions) if masks else None
+            fed = share(inputs, positions)
+            fed_masks = share(masks, positions) if masks else None
             if fed_masks and len(fed_masks) == 1:
                 fed_masks = fed_masks * len(fed)
             results.append(runner.run_all(fed, fed_masks, training, guard))
@@ -224,7 +193,7 @@ class ExpertBank:
         kinds = tuple(map(_rank, leaves)), tuple(map(_dtype, leaves))
         key = (id(groups), training, masked, flags, kinds)
         if key not in self._plans:
-            self._plans[key] = _plan_of(groups, inputs, masks, training)
+            self._plans[key] = plan_of(groups, inputs, masks, training)
         return self._plans[key]
 
     def _adds_losses(
@@ -238,7 +207,7 @@ class ExpertBank:
         """Whether a call of some experts adds losses, found once."""
         key = (id(runner), training)
         if key not in self._with_losses:
-            traits = _traits_of(positions, runner, inputs, masks, training)
+            traits = traits_of_group(positions, runner, inputs, masks, training)
             self._with_losses[key] = traits.adds_losses
         return self._with_losses[key]
 
@@ -268,7 +237,7 @@ class ExpertBank:
             of the outputs a mask `(n, …)`.
         """
         plan = self._plan(inputs, masks, training)
-        rows = _rows(inputs, masks, self.num_experts)
+        rows = rows_of(inputs, masks, self.num_experts)
         variables = [variable for _, runner in plan.groups for variable in runner.state()]
         devices = devices_in_force(
             [runner for _, runner in plan.groups],
@@ -414,7 +383,7 @@ class SharedBank(ExpertBank):
             return "it draws random numbers"
         inputs = [input_of(self.inputs, position)]
         runner = self.placed[position].runner
-        traits = _traits_of([0], runner, inputs, None, training=True)
+        traits = traits_of_group([0], runner, inputs, None, training=True)
         return "its call adds losses" if traits.adds_losses else None
 
 
@@ -423,50 +392,23 @@ _rank = attrgetter("ndim")
 _dtype = attrgetter("dtype")
 
 
-def _traits_of(
-    positions: Sequence[int],
-    runner: ExpertRunner,
-    inputs: Sequence[Nested],
-    masks: Sequence[list[Mask]] | None,
-    training: bool,
-) -> Traits:
-    """Returns what a call of some experts does."""
-    given = _share(masks, positions)[0] if masks else None
-    return traits_of(runner.representative(), _share(inputs, positions)[0], given, training)
-
-
-def _plan_of(
-    groups: list[Placed],
-    inputs: Sequence[Nested],
-    masks: Sequence[list[Mask]] | None,
-    training: bool,
-) -> Plan:
-    """Returns how dispatched experts run; see `Plan`."""
-    traits = [_traits_of(*group, inputs, masks, training) for group in groups]
-    kinds = list(zip(*(each.dtypes for each in traits), strict=True))
-    differ = any(len(set(kind)) > 1 for kind in kinds)
-    order = [position for positions, _ in groups for position in positions]
-    numbers = {position: number for number, position in enumerate(order)}
-    in_order = order == sorted(order)
-    return Plan(
-        groups=groups,
-        traits=traits,
-        mask_ranks=_common_ranks(traits),
-        dtypes=[keras.backend.result_type(*kind) for kind in kinds] if differ else None,
-        numbers=None if in_order else [*(numbers[p] for p in sorted(order)), len(order)],
-    )
-
-
 def _first(pair: tuple[int, Tensor]) -> int:
     return pair[0]
 
 
-def _share(values: Sequence[Item], positions: Sequence[int]) -> list[Item]:
-    """Returns one value where some experts share it, else one for each of them."""
-    if len(values) == 1:
-        return list(values)
-    chosen = [values[position] for position in positions]
-    return chosen[:1] if all(value is chosen[0] for value in chosen) else chosen
+def _output_specs(layer: keras.layers.Layer, position: int, inputs: Nested) -> Nested:
+    """Returns what an expert gives, or raises an error that names it."""
+    try:
+        return layer.compute_output_spec(inputs)
+    except backend.SHAPE_ERRORS as error:
+        shapes = tree.map_structure(lambda spec: tuple(spec.shape), inputs)
+        raise ValueError(
+            message(
+                f"Expert {position} ({layer.name!r}) must take the input that it is given",
+                f"shape {shapes}: {first_line(error)}",
+                "Where experts read different inputs, say who reads which by `expert_inputs`",
+            )
+        ) from error
 
 
 def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
@@ -480,24 +422,6 @@ def _in_order(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
         return parts[0] if len(parts) == 1 else ops.concatenate(parts)
     slices = [one for part in parts for one in backend.unstack(part)]
     return ops.stack([one for _, one in sorted(zip(order, slices, strict=True), key=_first)])
-
-
-def _rows(inputs: Sequence[Nested], masks: Sequence[list[Mask]] | None, num_experts: int) -> Rows:
-    """Returns the distinct inputs, and which of them each expert reads."""
-    parts: dict[int, int] = {}
-    part_of = [parts.setdefault(id(part), len(parts)) for part in inputs]
-    distinct = [part_of.index(number) for number in range(len(parts))]
-    return Rows(
-        parts=[inputs[position] for position in distinct],
-        masks=[masks[position] if masks else None for position in distinct],
-        part_of=part_of if len(inputs) > 1 else [0] * num_experts,
-    )
-
-
-def _common_ranks(traits: Sequence[Traits]) -> list[int | None]:
-    """Returns the rank of each output's mask, where any of the experts gives one."""
-    columns = zip(*(each.mask_ranks for each in traits), strict=True)
-    return [max((rank for rank in column if rank is not None), default=None) for column in columns]
 
 
 def _valid(mask: Tensor, filled: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import keras
 from keras import tree
 
-from plait.experts.groups import ExpertBank, Placed, SharedBank
+from plait.experts.groups import ExpertBank, SharedBank
 from plait.experts.initialization import (
     FreshValues,
     check_same,
@@ -16,6 +16,7 @@ from plait.experts.initialization import (
     copy_with_weights,
     stack_many,
 )
+from plait.experts.plan import Placed
 from plait.experts.runner import input_of
 from plait.experts.signature import alike, shared_variables, why_alone
 from plait.experts.single import SingleExpert
