@@ -19,6 +19,7 @@ from plait.training import (
     em_experts,
     em_gates,
     em_gradient,
+    em_runs,
     fit_em,
 )
 from plait.training.regression import with_intercept
@@ -57,13 +58,13 @@ def mixture(family, num_experts, gate=None, units=1):
 @pytest.fixture
 def totals(monkeypatch):
     """Notes the log-likelihood at every E-step, also where fit_em would take the step back."""
-    noted, expect = [], em._Parts.expect
+    noted, expect = [], em_runs.Drivers.expect
 
     def noting(parts):
         noted.append(expect(parts))
         return noted[-1]
 
-    monkeypatch.setattr(em._Parts, "expect", noting)
+    monkeypatch.setattr(em_runs.Drivers, "expect", noting)
     return lambda: np.array([total.item() for total, _ in noted])  # of one run
 
 
