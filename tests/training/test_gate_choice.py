@@ -7,6 +7,7 @@ import pytest
 import plait
 from plait.experts import Frozen
 from plait.layers import ClassWeights
+from plait.mixture.gates import ConstantGate
 from plait.training import choose_gate, gate_choice
 
 
@@ -72,6 +73,27 @@ def test_rows_that_compare_gates_neither_fit_them_nor_say_when_to_stop(rng, monk
     choose_gate(build, x, y, ("linear",), outputs=outputs)
     assert all(not a & b for a, b in zip(fitted, compared, strict=True))
     assert sorted(row for part in compared for row in part) == list(range(30))
+
+
+def test_rows_of_one_group_count_as_one_where_gates_are_compared(rng, monkeypatch):
+    """A gate that is better by a little in each row of two groups, worse in two: noise."""
+    x, y, outputs = given(rng, 40)
+    groups = np.repeat(np.arange(4), 10)
+    gain = np.repeat([-1.0, 0.9, -1.0, 0.5], 10)
+    x[:, 0] = np.arange(40)
+
+    def losses(mixture, x, y, outputs):
+        fixed = isinstance(mixture.gate, ConstantGate)
+        return 2.0 + (0.0 if fixed else gain[x[:, 0].astype(int)])
+
+    monkeypatch.setattr(gate_choice, "_fit", lambda *_: 0)
+    monkeypatch.setattr(gate_choice, "_losses", losses)
+    common = {"outputs": outputs, "held_out": 0.3}
+    by_rows = choose_gate(build, x, y, ("uniform", "linear"), **common)
+    by_groups = choose_gate(build, x, y, ("uniform", "linear"), groups=groups, **common)
+    assert (by_rows.name, by_groups.name) == ("linear", "uniform")
+    means = gain.reshape(4, 10).mean(axis=1)
+    np.testing.assert_allclose(by_groups.errors["uniform"], means.std(ddof=1) / 2, rtol=1e-6)
 
 
 def test_candidates_are_checked(rng):
