@@ -136,3 +136,30 @@ def test_class_weights_stay_near_their_start_and_are_saved(rng, tmp_path):
     np.testing.assert_allclose(loaded.predict(x, verbose=0), mix.predict(x, verbose=0), atol=1e-6)
     with pytest.raises(ValueError, match=r"start=\[1\.0\]"):
         ClassWeights(2, 3, start=[1.0])
+
+
+def test_free_weights_are_the_least_squares_of_the_outputs(rng):
+    """The second expert is the first one's error: its weight is −1, which no average has."""
+    y = rng.normal(size=(256, 1))
+    error = rng.normal(size=(256, 1))
+    outputs = np.stack([y + error, error], axis=1).astype("float32")
+    experts = [Frozen(lambda x: np.zeros((len(x), 1)), 1) for _ in "ab"]
+    mix = plait.Mixture(experts, ClassWeights(2, None, start=[0.9, 0.1], l2=0.0))
+    mix.compile(keras.optimizers.Adam(0.1), "mse")
+    x = np.zeros((256, 1), "float32")
+    mix.fit_gate(x, y, outputs=outputs, epochs=60, batch_size=64, verbose=0)
+    np.testing.assert_allclose(mix.gate_weights(x[:1]), [[1.0, -1.0]], atol=0.02)
+
+
+def test_free_weights_sharpen_a_pool_of_timid_experts(rng):
+    """Two experts that say the same, each with half the evidence: their pool adds it up."""
+    evidence = rng.normal(size=(512, 2)) * 2.0
+    y = (rng.uniform(size=512) < 1 / (1 + np.exp(evidence[:, 0] - evidence[:, 1]))).astype(int)
+    half = np.exp(evidence / 2)
+    outputs = np.stack([half / half.sum(axis=1, keepdims=True)] * 2, axis=1).astype("float32")
+    experts = [Frozen(lambda x: np.zeros((len(x), 2)), 2) for _ in "ab"]
+    mix = plait.Mixture(experts, ClassWeights(2, None, l2=0.0), combination="geometric")
+    mix.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    x = np.zeros((512, 1), "float32")
+    mix.fit_gate(x, y, outputs=outputs, epochs=15, batch_size=64, verbose=0)
+    assert 1.5 < mix.gate_weights(x[:1]).sum() < 2.6

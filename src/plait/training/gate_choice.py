@@ -16,7 +16,7 @@ from plait.training.folds import fold_numbers
 from plait.training.gate import fit_gate
 from plait.typing import Nested
 
-CANDIDATES = ("uniform", "constant", "linear", "per-class", "mlp")
+CANDIDATES = ("uniform", "constant", "free", "linear", "per-class", "mlp")
 
 
 class GateChoice(NamedTuple):
