@@ -73,7 +73,9 @@ def raw_of(scale: Tensor) -> Tensor:
     -5.0
     """
     above = _at_least(scale - _LEAST_SCALE, 1e-13)
-    return above + ops.log(-ops.expm1(-above))
+    # log(exp a − 1) = a + log(1 − exp −a); not by `expm1`, for which ONNX has no operator.
+    half = ops.tanh(0.5 * above)
+    return above + ops.log(2.0 * half / (1.0 + half))
 
 
 def poisson(y: Tensor, log_rate: Any, rate: Any = None) -> Tensor:
