@@ -28,10 +28,12 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 import plait
 from plait.experts import Frozen
 from plait.inspection import best_constant_weights, losses
+from plait.training.gate_choice import CANDIDATES
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROWS = {"california": 6000, "adult": 8000, "letter": 6000}
 TEST_ROWS = 4000
+SMALLEST = 1e-6  # what a probability counts as at least where models are combined
 NAMES = ("boosting", "forest", "mlp", "linear", "neighbours")
 
 
@@ -134,9 +136,10 @@ def gates(table: Table, outputs: np.ndarray) -> Any:
         inputs = keras.Input(table.x.shape[1:])
         more: dict[str, Any] = {"router": "softmax"}
         gate: Any
-        if name == "per-class":
-            gate = plait.layers.ClassWeights(count, units, start=constant, l2=3e-4)
-            more = {"combination": "geometric"}
+        if name in ("free", "per-class"):
+            classes = units if name == "per-class" else None
+            gate = plait.layers.ClassWeights(count, classes, start=constant, l2=3e-4)
+            more = {"combination": "arithmetic" if units == 1 else "geometric"}
         elif name in ("uniform", "constant"):
             gate, more = ("uniform" if name == "uniform" else [float(w) for w in constant]), {}
         else:
@@ -177,9 +180,11 @@ def contest(name: str, table: Table, seed: int, kept: Path | None) -> dict[str, 
     start, outputs = time.time(), run_models(table, seed, kept)
     rows = {n: measured(table, outputs.test[:, i]) for i, n in enumerate(NAMES)}
     rows["plain average"] = measured(table, outputs.test.mean(axis=1))
-    candidates = ["uniform", "constant", "linear", "per-class", "mlp"]
+    candidates = list(CANDIDATES)
     if table.task == "regression":
         candidates.remove("per-class")
+    else:  # what a forest or neighbours have not seen is no veto, as in plait.sklearn
+        outputs = Outputs(*(np.maximum(part, SMALLEST) for part in outputs))
     facts = {}
     y = table.y if table.task == "classification" else table.y[:, None]
     for label, given in (("out of fold", outputs.folds), ("own rows", outputs.own)):
@@ -201,10 +206,11 @@ def page(results: list[dict[str, Any]]) -> str:
         "# Blending five scikit-learn models",
         "",
         "`python -m benchmarks.quality.blending FOLDER`. Test rows; rmse, or log loss and share of "
-        "errors. The gate is chosen by the one-standard-error rule among uniform, constant, "
-        "linear, "
+        "errors. The gate is chosen by the one-standard-error rule among uniform, constant, free "
+        "(weights of any sign and sum: of a logarithmic pool for classes, else of a sum), linear, "
         'per-class (classification) and mlp. "Own rows" fits it on the rows that the models '
-        "learnt, which is what out-of-fold outputs are there to avoid.",
+        "learnt, which is what out-of-fold outputs are there to avoid. Under learned weights no "
+        "probability counts for less than 1e-6.",
     ]
     for result in results:
         chosen = {label: fact["chosen"] for label, fact in result["gates"].items()}

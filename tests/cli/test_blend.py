@@ -92,7 +92,7 @@ def test_the_simplest_gate_that_held_out_rows_allow_is_chosen(plait, folder, tmp
         assert result.exit_code == 0, result.output
         told = re.search(r"Loss on held-out rows: (.*)\. Chosen: ([a-z-]+),", result.stderr)
         names = [part.split()[0] for part in told[1].split(", ")]
-        assert names == ["uniform", "constant", "linear", "per-class", "mlp"]
+        assert names == ["uniform", "constant", "free", "linear", "per-class", "mlp"]
         chosen[target] = json.loads(result.stdout)["gate"]
         assert chosen[target] == told[2]
         assert load(out).model.predict(np.zeros((1, 2)), verbose=0).shape == (1, 2)
@@ -117,6 +117,17 @@ def test_weights_per_class(plait, refused, folder, tmp_path):
         "--ignore", "coin", "--gate", "per-class", "-o", tmp_path / "n.keras",
     )  # fmt: skip
     assert "`--gate per-class` weighs the classes" in error
+
+
+@pytest.mark.parametrize(("kind", "target"), [("c", "label"), ("r", "y")])
+def test_free_weights(plait, folder, tmp_path, kind, target):
+    """A weight for each model, of any sign and sum: of a pool of classes, of a sum of values."""
+    out = tmp_path / "m.keras"
+    result = blend(plait, folder, kind, out, target, "--gate", "free", "--epochs", 5)
+    assert result.exit_code == 0, result.output
+    mixture = load(out).mixture
+    assert mixture.combination == ("geometric" if kind == "c" else "arithmetic")
+    assert mixture.gate_weights(np.zeros((1, 2), "float32")).shape == (1, mixture.num_experts)
 
 
 def test_where_no_gate_helps_the_blend_is_the_best_constant_weights(plait, folder, tmp_path):

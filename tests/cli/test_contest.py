@@ -4,31 +4,10 @@ import numpy as np
 import pytest
 
 from plait.cli import candidates
-from plait.cli.contest import choose, compare
 from plait.cli.data import folds_of
 from plait.encoding import Column, Schema
 
 SCHEMA = Schema((Column("a"), Column("b")), "y", "classification", ("u", "v", "w"))
-
-
-def test_rows_that_are_hard_for_all_do_not_hide_a_difference():
-    """The error is of the paired difference: that of the mean loss would be 100 times as large."""
-    rng = np.random.default_rng(3)
-    hard = rng.exponential(10.0, 200)
-    held = compare({"network": hard + 0.2 + rng.normal(0, 0.5, 200), "average": hard})
-    assert held["network"].error < 0.1
-    assert choose(held) == "average"
-
-
-def test_rows_of_one_group_count_as_one_where_groups_differ():
-    groups = np.repeat(np.arange(4), 50)
-    gap = np.repeat([0.9, -0.5, 0.6, -0.2], 50)
-    each = {"network": 1.0 + gap, "average": np.ones(200)}
-    by_rows, by_groups = compare(each), compare(each, groups)
-    means = np.array([0.9, -0.5, 0.6, -0.2])
-    np.testing.assert_allclose(by_groups["network"].error, means.std(ddof=1) / 2)
-    assert choose(by_rows) == "average"
-    assert choose(by_groups) == "network"
 
 
 def test_folds_keep_groups_whole_and_many_rows_need_one():

@@ -1,4 +1,4 @@
-"""The logarithmic opinion pool: value, gradient, zeros and extremes against NumPy float64."""
+"""Logarithmic opinion pools: value, gradient, zeros and extremes against NumPy float64."""
 
 import numpy as np
 import pytest

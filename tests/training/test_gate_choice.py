@@ -7,6 +7,7 @@ import pytest
 import plait
 from plait.experts import Frozen
 from plait.layers import ClassWeights
+from plait.mixture.gates import ConstantGate
 from plait.training import choose_gate, gate_choice
 
 
@@ -74,6 +75,27 @@ def test_rows_that_compare_gates_neither_fit_them_nor_say_when_to_stop(rng, monk
     assert sorted(row for part in compared for row in part) == list(range(30))
 
 
+def test_rows_of_one_group_count_as_one_where_gates_are_compared(rng, monkeypatch):
+    """A gate that is better by a little in each row of two groups, worse in two: noise."""
+    x, y, outputs = given(rng, 40)
+    groups = np.repeat(np.arange(4), 10)
+    gain = np.repeat([-1.0, 0.9, -1.0, 0.5], 10)
+    x[:, 0] = np.arange(40)
+
+    def losses(mixture, x, y, outputs):
+        fixed = isinstance(mixture.gate, ConstantGate)
+        return 2.0 + (0.0 if fixed else gain[x[:, 0].astype(int)])
+
+    monkeypatch.setattr(gate_choice, "_fit", lambda *_: 0)
+    monkeypatch.setattr(gate_choice, "_losses", losses)
+    common = {"outputs": outputs, "held_out": 0.3}
+    by_rows = choose_gate(build, x, y, ("uniform", "linear"), **common)
+    by_groups = choose_gate(build, x, y, ("uniform", "linear"), groups=groups, **common)
+    assert (by_rows.name, by_groups.name) == ("linear", "uniform")
+    means = gain.reshape(4, 10).mean(axis=1)
+    np.testing.assert_allclose(by_groups.errors["uniform"], means.std(ddof=1) / 2, rtol=1e-6)
+
+
 def test_candidates_are_checked(rng):
     x, y, outputs = given(rng, 20)
     with pytest.raises(ValueError, match=r"candidates=\[\], held_out=0\.2"):
@@ -114,3 +136,30 @@ def test_class_weights_stay_near_their_start_and_are_saved(rng, tmp_path):
     np.testing.assert_allclose(loaded.predict(x, verbose=0), mix.predict(x, verbose=0), atol=1e-6)
     with pytest.raises(ValueError, match=r"start=\[1\.0\]"):
         ClassWeights(2, 3, start=[1.0])
+
+
+def test_free_weights_are_the_least_squares_of_the_outputs(rng):
+    """The second expert is the first one's error: its weight is −1, which no average has."""
+    y = rng.normal(size=(256, 1))
+    error = rng.normal(size=(256, 1))
+    outputs = np.stack([y + error, error], axis=1).astype("float32")
+    experts = [Frozen(lambda x: np.zeros((len(x), 1)), 1) for _ in "ab"]
+    mix = plait.Mixture(experts, ClassWeights(2, None, start=[0.9, 0.1], l2=0.0))
+    mix.compile(keras.optimizers.Adam(0.1), "mse")
+    x = np.zeros((256, 1), "float32")
+    mix.fit_gate(x, y, outputs=outputs, epochs=60, batch_size=64, verbose=0)
+    np.testing.assert_allclose(mix.gate_weights(x[:1]), [[1.0, -1.0]], atol=0.02)
+
+
+def test_free_weights_sharpen_a_pool_of_timid_experts(rng):
+    """Two experts that say the same, each with half the evidence: their pool adds it up."""
+    evidence = rng.normal(size=(512, 2)) * 2.0
+    y = (rng.uniform(size=512) < 1 / (1 + np.exp(evidence[:, 0] - evidence[:, 1]))).astype(int)
+    half = np.exp(evidence / 2)
+    outputs = np.stack([half / half.sum(axis=1, keepdims=True)] * 2, axis=1).astype("float32")
+    experts = [Frozen(lambda x: np.zeros((len(x), 2)), 2) for _ in "ab"]
+    mix = plait.Mixture(experts, ClassWeights(2, None, l2=0.0), combination="geometric")
+    mix.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    x = np.zeros((512, 1), "float32")
+    mix.fit_gate(x, y, outputs=outputs, epochs=15, batch_size=64, verbose=0)
+    assert 1.5 < mix.gate_weights(x[:1]).sum() < 2.6

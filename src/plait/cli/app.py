@@ -62,7 +62,7 @@ BlendingGate = Annotated[
     _one_of(
         "How the models are weighed; auto takes the simplest that held-out rows do not speak "
         "against.",
-        *("linear", "mlp", "constant", "uniform", "per-class", "auto"),
+        *("linear", "mlp", "constant", "uniform", "free", "per-class", "auto"),
     ),
 ]
 Hidden = Annotated[int, typer.Option(help="Units in each hidden layer of an expert or mlp gate.")]

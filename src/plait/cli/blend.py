@@ -154,18 +154,22 @@ class Blend(NamedTuple):
         """Returns a compiled mixture whose gate gives the best constant weights everywhere.
 
         Args:
-            gate: One of `plait.cli.options.BLENDING_GATES`, but `"auto"`. `"per-class"` pools the
-                logarithms of probabilities.
+            gate: One of `plait.cli.options.BLENDING_GATES`, but `"auto"`. Of classes `"free"` and
+                `"per-class"` pool the logarithms of probabilities.
             even: Part of these weights that is shared evenly: a weight of 0 could never grow.
         """
         constant = (1.0 - even) * self.constant + even / len(self.models)
         if gate == "uniform":
             mixture = plait.Mixture(self.models, "uniform")
-        elif gate == "per-class":
+        elif gate in ("free", "per-class"):
+            classes = self.schema.classes
             weights = plait.layers.ClassWeights(
-                len(self.models), len(self.schema.classes), start=constant.tolist()
+                len(self.models),
+                len(classes) if gate == "per-class" else None,
+                start=constant.tolist(),
             )
-            mixture = plait.Mixture(self.models, weights, combination="geometric")
+            rule = "geometric" if classes else "arithmetic"
+            mixture = plait.Mixture(self.models, weights, combination=rule)
         else:
             made = self._gate(gate, np.log(np.maximum(constant, _TINY)))
             mixture = plait.Mixture(self.models, made, router=plait.routers.Softmax())

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plait.cli.candidates import CANDIDATES, TITLES
+from plait.cli.candidates import TITLES
 from plait.encoding import Schema
 from plait.inspection import Interval, Score, bootstrap, losses, score
+from plait.training.comparison import Held
 
 
 class Entry(NamedTuple):
@@ -73,78 +74,18 @@ def contest(
     ]
 
 
-class Held(NamedTuple):
-    """A candidate on held-out rows.
-
-    Attributes:
-        loss: Mean loss.
-        behind: How much that is above the best candidate's.
-        error: Standard error of that difference.
-    """
-
-    loss: float
-    behind: float
-    error: float
-
-
-def compare(held_out: dict[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, Held]:
-    """Returns how far each candidate is behind the best on held-out rows.
-
-    Differences are paired row by row: what is hard for all candidates is no noise. Their standard
-    error is over rows, or over whole groups where rows of one belong together.
-
-    Args:
-        held_out: Losses `(b,)` of each candidate, on the same rows.
-        groups: Which rows belong together `(b,)`, or `None`.
-
-    Example:
-    >>> import numpy as np
-    >>> from plait.cli.contest import compare
-    >>> hard = np.array([1.0, 9.0, 1.0, 9.0])
-    >>> found = compare({"network": hard + [0.1, 0.3, 0.3, 0.1], "average": hard})
-    >>> round(found["network"].behind, 4), round(found["network"].error, 4)
-    (0.2, 0.0577)
-    """
-    best = min(held_out, key=lambda name: float(held_out[name].mean()))
-    rows = len(held_out[best])
-    place = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
-    n = int(place.max()) + 1
-    found = {}
-    for name, values in held_out.items():
-        behind = values - held_out[best]
-        off = np.bincount(place, behind - behind.mean(), minlength=n)
-        error = np.sqrt((off**2).sum() * n / max(1, n - 1)) / rows
-        found[name] = Held(float(values.mean()), float(behind.mean()), float(error))
-    return found
-
-
-def choose(held: dict[str, Held]) -> str:
-    """Returns the simplest candidate within one standard error of the best (Breiman et al. 1984).
-
-    Args:
-        held: From `compare`.
-
-    Example:
-    >>> from plait.cli.contest import Held, choose
-    >>> choose({"network": Held(1.3, 0.3, 0.4), "average": Held(1.0, 0.0, 0.0)})
-    'network'
-    >>> choose({"network": Held(1.3, 0.3, 0.1), "average": Held(1.0, 0.0, 0.0)})
-    'average'
-    """
-    return next(n for n in CANDIDATES if n in held and held[n].behind <= held[n].error)
-
-
 def reason(held: dict[str, Held], chosen: str, how: str, free: bool) -> str:
     """Returns how each candidate did on held-out rows, in one sentence.
 
     Args:
-        held: From `compare`.
+        held: From `plait.training.comparison.compare`.
         chosen: Which was chosen.
         how: What the rows were held out for.
         free: Whether they chose; otherwise the user did.
 
     Example:
-    >>> from plait.cli.contest import Held, reason
+    >>> from plait.cli.contest import reason
+    >>> from plait.training.comparison import Held
     >>> held = {"network": Held(1.3, 0.3, 0.1), "average": Held(1.0, 0.0, 0.0)}
     >>> reason(held, "average", "5-fold cross-validation", True)
     'Chosen by 5-fold cross-validation: networks averaged (mean loss 1; one network +0.3 ± 0.1).'
@@ -241,4 +182,4 @@ def _fitted(
     return full
 
 
-__all__ = ["Entry", "Held", "choose", "compare", "contest", "reason", "rivals", "verdict"]
+__all__ = ["Entry", "contest", "reason", "rivals", "verdict"]

@@ -11,7 +11,7 @@ from rich.table import Table
 from plait.cli import interrupts
 from plait.cli.candidates import CANDIDATES, MIXTURE, TITLES, Plan, Trained, plan_for
 from plait.cli.console import EpochBar, dumps, out, plain, progress, remarks
-from plait.cli.contest import Entry, choose, compare, contest, reason, rivals, verdict
+from plait.cli.contest import Entry, contest, reason, rivals, verdict
 from plait.cli.data import Rows, as_rows, check_groups, folds_of, hold_out, load_rows, load_training
 from plait.cli.learn import with_baseline
 from plait.cli.options import check_at_least, check_gate, check_outputs
@@ -23,6 +23,7 @@ from plait.report import gather, render, score_cells, score_head
 from plait.tables import TableModel, assemble, doubts, finished, infer, replacing, save
 from plait.tables.cells import numbers, texts
 from plait.tables.matrix import few
+from plait.training.comparison import compare, simplest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ def run(options: FitOptions) -> FitResult:
     for name in CANDIDATES:
         each[name], predictions[name] = bench.train(name)
     held = compare(each, None if table.groups is None else table.groups[table.folds >= 0])
-    chosen = choose(held) if options.model == "auto" else options.model
+    chosen = simplest(held, CANDIDATES) if options.model == "auto" else options.model
     entries = contest(
         {TITLES[name]: found for name, found in predictions.items()} | bench.rivals(),
         TITLES[chosen],

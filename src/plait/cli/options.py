@@ -7,7 +7,7 @@ from plait.errors import choose_from, message
 from plait.tables.output import check_output
 
 GATES = ("linear", "mlp", "constant")
-BLENDING_GATES = (*GATES, "uniform", "per-class", "auto")
+BLENDING_GATES = (*GATES, "uniform", "free", "per-class", "auto")
 
 
 def check_gate(gate: str, known: Sequence[str] = GATES) -> None:

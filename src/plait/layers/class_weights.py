@@ -1,4 +1,4 @@
-"""Weights per class: a gate that trusts one expert on one class and another on the next."""
+"""Free weights: of any sign and sum, for each expert, or for each class and expert."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,21 +18,23 @@ class ClassWeights(keras.layers.Layer):
     As the gate of a mixture with `combination="geometric"`, without a router, it makes the pool
     `softmax_c Σ_l w_lc · log f_l(x)[c]`. Its crossentropy is convex in the weights. The
     deviations `v` start at zero and are penalised, which keeps the weights near `start` where rows
-    are few.
+    are few. With `units=None` there is one weight for each expert, `w_l = start_l + v_l`: then the
+    weights of a pool may sum to more than one, which sharpens it, and those of a weighted sum are
+    the least squares of stacked regression (Breiman 1996).
 
     Args:
         num_experts: Number of experts, `e`.
-        units: Number of classes, `u`.
+        units: Number of classes, `u`; `None` for weights that are the same for all.
         start: Weight of each expert that the penalty draws to, such as the best constant weights;
             `None` for the plain average.
-        l2: Coefficient of `Σ_lc v_lc²` in the loss.
+        l2: Coefficient of `Σ v²` in the loss.
         **kwargs: `name` and `dtype` of a Keras layer.
 
     Call arguments:
         inputs: Tensor of shape `(b, …)`, or a structure of such tensors; only `b` is read.
 
     Returns:
-        Weights of shape `(b, u, e)`, in float32 or better.
+        Weights of shape `(b, u, e)`, or `(b, e)`, in float32 or better.
 
     Raises:
         ValueError: If `start` has not one finite number for each expert.
@@ -44,12 +46,15 @@ class ClassWeights(keras.layers.Layer):
     >>> mix = plait.Mixture(experts, gate, combination="geometric")
     >>> tuple(mix(keras.ops.ones((5, 4))).shape), mix.gate_weights(keras.ops.ones((5, 4))).shape
     ((5, 3), (5, 3, 2))
+
+    References:
+        Breiman (1996), Stacked regressions.
     """
 
     def __init__(
         self,
         num_experts: int,
-        units: int,
+        units: int | None,
         start: Sequence[float] | None = None,
         l2: float = 1e-3,
         **kwargs: Any,
@@ -70,11 +75,16 @@ class ClassWeights(keras.layers.Layer):
             )
         self.supports_masking = True
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """The weights of one example."""
+        return (self.num_experts,) if self.units is None else (self.units, self.num_experts)
+
     def build(self, input_shape: Shapes) -> None:
         """Creates the deviations."""
         del input_shape
         self.deviations = self.add_weight(
-            shape=(self.units, self.num_experts),
+            shape=self._shape,
             initializer="zeros",
             regularizer=keras.regularizers.L2(self.l2),
             name="deviations",
@@ -85,16 +95,16 @@ class ClassWeights(keras.layers.Layer):
         size = ops.shape(tree.flatten(inputs)[0])[0]
         deviations = ops.convert_to_tensor(self.deviations)
         weights = deviations + ops.cast(ops.convert_to_tensor(self.start), deviations.dtype)
-        return ops.broadcast_to(weights[None], (size, self.units, self.num_experts))
+        return ops.broadcast_to(weights[None], (size, *self._shape))
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> None:
         """Weights of whole examples have no masked steps."""
         del inputs, mask
 
     def compute_output_spec(self, inputs: Nested) -> keras.KerasTensor:
-        """One weight per class and expert."""
+        """One weight per expert, or per class and expert."""
         rows = tree.flatten(inputs)[0].shape[0]
-        return keras.KerasTensor((rows, self.units, self.num_experts), self.variable_dtype)
+        return keras.KerasTensor((rows, *self._shape), self.variable_dtype)
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments."""

@@ -7,7 +7,7 @@ import keras
 
 from plait.errors import message
 from plait.ops.combine import combine_masks, expert_weight, merged_dtype
-from plait.ops.merging import check_combination, combination
+from plait.ops.merging import Combination, check_combination, combination
 from plait.ops.presence import log_over_present, over_present
 from plait.ops.shapes import Shape, agree, follows_rank_rule, is_shape, merge
 from plait.typing import Config, Mask, Shapes, Tensor
@@ -15,7 +15,7 @@ from plait.typing import Config, Mask, Shapes, Tensor
 
 @keras.saving.register_keras_serializable("plait")
 class WeightedMerge(keras.layers.Layer):
-    """Merges parallel outputs by weights: `out = Σ_l w_l · f_l`, or their geometric mean.
+    """Merges parallel outputs by weights: `out = Σ_l w_l · f_l`, or a pool of distributions.
 
     The weights come first, then the experts' outputs. The leading axes of the weights are a
     prefix of the outputs' shape: `(b, e)` over `(b, u)` weighs per example, `(b, t, e)` over
@@ -34,7 +34,8 @@ class WeightedMerge(keras.layers.Layer):
         log_space: Whether inputs and output are logarithms: log-weights and log-probabilities in,
             `log Σ_l exp(log w_l + log f_l)` out, also where a weight or a probability underflows;
             or the logarithm of the pool.
-        combination: `"arithmetic"`, the weighted sum, or `"geometric"`.
+        combination: `"arithmetic"`, the weighted sum; `"geometric"`, the pool of classes; or
+            `"gaussian"`, which has no log space.
         **kwargs: `name` and `dtype` of a Keras layer.
 
     Call arguments:
@@ -50,7 +51,8 @@ class WeightedMerge(keras.layers.Layer):
 
     Raises:
         ValueError: If an output differs in shape from the first, if the weights count another
-            number of experts, or if their leading axes are no prefix of the outputs' shape.
+            number of experts, or if their leading axes are no prefix of the outputs' shape; if the
+            combination takes no such outputs.
         TypeError: If an output has integers.
         ValueError: If there is no such combination.
 
@@ -75,11 +77,24 @@ class WeightedMerge(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.log_space = log_space
         self.combination = check_combination(combination)
+        if log_space and self._rule.merge_logs is None:
+            raise ValueError(
+                message(
+                    "`log_space` merges logarithms of weights and probabilities",
+                    f"log_space=True, combination={combination!r}",
+                    "Use log_space=False",
+                )
+            )
         self.supports_masking = True
+
+    @property
+    def _rule(self) -> Combination:
+        return combination(self.combination)
 
     def build(self, input_shape: Sequence[Shape]) -> None:
         """Checks that weights and outputs fit together."""
-        _merged_shape(input_shape)
+        merged = _merged_shape(input_shape)
+        self._rule.check(tuple(input_shape[0]), merged)
 
     def call(self, inputs: Sequence[Any], present: Mask = None) -> Tensor:
         """Returns the merged output; see `merged_dtype` for its dtype."""
@@ -91,8 +106,9 @@ class WeightedMerge(keras.layers.Layer):
             weights = keep(weights, present)
             nothing = -float("inf") if self.log_space and self.combination == "arithmetic" else 0.0
             outputs = [_filled(y, present, i, nothing) for i, y in enumerate(outputs)]
-        rule = combination(self.combination)
-        merged = (rule.merge_logs if self.log_space else rule.merge)(weights, outputs)
+        merge = self._rule.merge_logs if self.log_space else self._rule.merge
+        assert merge is not None  # the constructor has seen to it
+        merged = merge(weights, outputs)
         return keras.ops.cast(merged, merged_dtype(dtypes, self.compute_dtype))
 
     def compute_output_shape(

@@ -10,7 +10,7 @@ from keras import ops, tree
 from plait.errors import choose_from, message
 from plait.experts.runner import input_of
 from plait.mixture import gates
-from plait.mixture.combining import check_likelihood, check_pool
+from plait.mixture.combining import check_combined, check_likelihood
 from plait.mixture.inputs import select, select_each
 from plait.mixture.ownership import make_experts
 from plait.mixture.specs import (
@@ -119,7 +119,7 @@ def build(mixture: "Mixture", input_shape: Shapes) -> list[keras.layers.Layer]:
     part = select(inputs, mixture.gate_inputs, "the gate")
     scores = build_gate(mixture.gate, mixture.router, part, mixture.num_experts, mixture.name)
     owned = build_experts(mixture, inputs, scores)
-    check_pool(mixture)
+    check_combined(mixture)
     by_default = mixture.state.gate is None
     warn_of_the_gate(mixture, mixture.gate, mixture.router, by_default=by_default)
     return owned

@@ -1,4 +1,4 @@
-"""What a geometric combination asks of experts and objective, as far as it can be seen."""
+"""What a combination asks of experts and objective, as far as it can be seen."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from keras import tree
 from plait.errors import message
 from plait.losses import MixtureNLL
 from plait.mixture.gates import last_layer
+from plait.ops.merging import combination
 
 if TYPE_CHECKING:
     from plait.mixture.model import Mixture
@@ -15,28 +16,23 @@ if TYPE_CHECKING:
 _PROBABILITY = "End it in a softmax, or in one sigmoid unit, or use combination='arithmetic'"
 
 
-def check_pool(mixture: "Mixture") -> None:
-    """Checks that experts of a geometric mixture may give distributions over the last axis.
+def check_combined(mixture: "Mixture") -> None:
+    """Checks that a mixture's experts may give what its combination takes.
 
-    Seen are the shape of the outputs and the activation of an expert's last layer; the numbers
-    themselves are not read. A negative one gives NaN.
+    Seen are the shape of the outputs and, where they are to be distributions over the last axis,
+    the activation of an expert's last layer; the numbers themselves are not read. A negative one
+    gives NaN.
 
     Raises:
         ValueError: If an output has no axis but the batch, or a last layer gives scores, or
             independent probabilities.
     """
-    if mixture.combination != "geometric":
-        return
     specs = tree.flatten(mixture.state.output_specs)
     for spec in specs:
-        if len(spec.shape) < 2:
-            raise ValueError(
-                message(
-                    "A geometric combination takes distributions over the experts' last axis",
-                    f"outputs of shape {tuple(spec.shape)}",
-                    "Let the experts return shape (b, classes)",
-                )
-            )
+        weights = mixture.state.weights_shape or ()
+        combination(mixture.combination).check(weights, tuple(spec.shape))
+    if mixture.combination != "geometric":
+        return
     units = {spec.shape[-1] for spec in specs}
     for position, expert in enumerate(mixture.state.given):
         activation = getattr(last_layer(expert), "activation", None)
@@ -58,19 +54,22 @@ def check_pool(mixture: "Mixture") -> None:
             )
 
 
+_LIKELIHOODS = {"gaussian": "plait.losses.NLL", "geometric": "the crossentropy"}
+
+
 def check_likelihood(mixture: "Mixture") -> None:
-    """Checks that a geometric mixture is not trained on the likelihood of an arithmetic one.
+    """Checks that a pool is not trained on the likelihood of a sum.
 
     Raises:
         ValueError: If its objective is `MixtureNLL`.
     """
-    if mixture.combination == "geometric" and isinstance(mixture.objective, MixtureNLL):
+    if mixture.combination != "arithmetic" and isinstance(mixture.objective, MixtureNLL):
         raise ValueError(
             message(
                 "MixtureNLL is the likelihood of a weighted sum of distributions",
-                "combination='geometric'",
-                "Compile it with the crossentropy, which is the likelihood of the pool, or use "
-                "combination='arithmetic'",
+                f"combination={mixture.combination!r}",
+                f"Compile it with {_LIKELIHOODS[mixture.combination]}, which is the likelihood of "
+                "the pool, or use combination='arithmetic'",
             )
         )
 

@@ -82,10 +82,13 @@ class Mixture(OfExperts, PartsModel):
             others share its weight in proportion; experts and gate read zeros in its place. An
             example whose views are all missing is weighed as if none were: the experts' answers to
             zeros.
-        combination: `"arithmetic"`, the weighted sum; or `"geometric"`, the logarithmic opinion
-            pool `softmax_c Σ_l w_l(x) · log f_l(x)` of experts that return distributions over their
-            last axis (or one unit, the probability of "yes"); see `plait.ops.pool`. An expert that
-            visibly ends otherwise is refused; the numbers are not checked: a negative gives NaN.
+        combination: `"arithmetic"`, the weighted sum; or a logarithmic opinion pool, named by what
+            the experts' last axis holds. `"geometric"`: distributions over it (or one unit, the
+            probability of "yes"), pooled to `softmax_c Σ_l w_l(x) · log f_l(x)`; see
+            `plait.ops.pool`. An expert that visibly ends otherwise is refused; the numbers are not
+            checked: a negative gives NaN. `"gaussian"`: means, then as many scales, as in
+            `plait.losses.families.Gaussian(scale="predicted")`, pooled to one Gaussian in which an
+            expert counts as much as it is sure; see `plait.ops.gaussian_pool`.
         execution: How experts of one architecture run, a matter of speed alone: `"loop"` one after
             another, `"stacked"` in one call, `"auto"` as is faster. Random numbers, such as those
             of dropout, may differ.

@@ -9,7 +9,7 @@ from plait.ops.combine import (
     weighted_sum_stacked,
 )
 from plait.ops.likelihood import log_likelihood, posterior
-from plait.ops.pool import log_pool, pool
+from plait.ops.pool import gaussian_pool, log_pool, pool
 from plait.ops.routing import (
     Routing,
     entmax15,
@@ -29,6 +29,7 @@ __all__ = [
     "expert_choice",
     "expert_load",
     "gate_entropy",
+    "gaussian_pool",
     "importance",
     "load_balance",
     "log_likelihood",

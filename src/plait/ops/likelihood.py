@@ -12,6 +12,8 @@ from plait.typing import Tensor
 SMALLEST = 1e-20
 # Next to one, float32 tells probabilities apart by no less than this.
 NEXT_TO_ONE = 1e-7
+# The smallest scale of a Gaussian.
+_LEAST_SCALE = 1e-6
 # The largest rate: its logarithm is 80.
 _LARGEST = math.exp(80.0)
 # From this count on Stirling's series, as far as it goes here, is exact to 1e-8.
@@ -35,10 +37,45 @@ def gaussian(y: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     -1.4189
     """
     y, mean = at_least_float32(y), at_least_float32(mean)
-    log_scale = ops.clip(at_least_float32(log_scale), math.log(1e-6), 60.0)
+    log_scale = ops.clip(at_least_float32(log_scale), math.log(_LEAST_SCALE), 60.0)
     difference = ops.clip(y - mean, -1e20, 1e20)
     z = ops.clip(difference * ops.exp(-log_scale), -1e15, 1e15)
     return -0.5 * ops.square(z) - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+def scale_of(raw: Tensor) -> Tensor:
+    """Returns the scale `softplus(r) + 1e-6` that a network's output `r` stands for.
+
+    Args:
+        raw: Tensor, in float32 or better.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops.likelihood import scale_of
+    >>> round(float(scale_of(np.float32(0.0))), 4)
+    0.6931
+    """
+    return ops.softplus(raw) + _LEAST_SCALE
+
+
+def raw_of(scale: Tensor) -> Tensor:
+    """Returns the output whose scale it is: the inverse of `scale_of`.
+
+    Of a scale of 1e-6 and below it is about −30, with a gradient of zero.
+
+    Args:
+        scale: Tensor, positive, in float32 or better.
+
+    Example:
+    >>> import numpy as np
+    >>> from plait.ops.likelihood import raw_of, scale_of
+    >>> round(float(raw_of(scale_of(np.float32(-5.0)))), 3)
+    -5.0
+    """
+    above = _at_least(scale - _LEAST_SCALE, 1e-13)
+    # log(exp a − 1) = a + log(1 − exp −a); not by `expm1`, for which ONNX has no operator.
+    half = ops.tanh(0.5 * above)
+    return above + ops.log(2.0 * half / (1.0 + half))
 
 
 def poisson(y: Tensor, log_rate: Any, rate: Any = None) -> Tensor:

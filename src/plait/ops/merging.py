@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 from keras import ops, tree
 
-from plait.errors import choose_from
+from plait.errors import choose_from, message
 from plait.ops.combine import (
     at_least_float32,
     log_mixture,
@@ -14,7 +14,16 @@ from plait.ops.combine import (
     weighted_sum,
     weighted_sum_stacked,
 )
-from plait.ops.pool import log_pool, pool, pool_slots, pool_stacked
+from plait.ops.pool import (
+    gaussian_pool,
+    gaussian_pool_slots,
+    gaussian_pool_stacked,
+    log_pool,
+    pool,
+    pool_slots,
+    pool_stacked,
+)
+from plait.ops.shapes import Shape
 from plait.typing import Nested, Tensor
 
 
@@ -22,15 +31,18 @@ class Combination(NamedTuple):
     """A rule that makes one output of the experts' and their weights.
 
     Attributes:
+        check: Of the shapes of weights and of an output: raises `ValueError` where they cannot be
+            what the rule takes.
         merge: Of weights `(b, …, e)` and `e` outputs `(b, …, u)`.
-        merge_logs: As `merge`, of logarithms, and to one.
+        merge_logs: As `merge`, of logarithms, and to one; `None` where there are none.
         stacked: Of weights `(b, …, e)` and outputs `(e, b, …, u)`.
         slots: Of weights `(n, k)` and outputs `(n, k, …, u)`.
         adds: Whether what `slots` makes of some of the experts and of the others adds up to all.
     """
 
+    check: Callable[[Shape, Shape], None]
     merge: Callable[[Tensor, Sequence[Tensor]], Tensor]
-    merge_logs: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    merge_logs: Callable[[Tensor, Sequence[Tensor]], Tensor] | None
     stacked: Callable[[Tensor, Tensor], Tensor]
     slots: Callable[[Tensor, Tensor], Tensor]
     adds: bool
@@ -43,9 +55,50 @@ def _sum_slots(weights: Tensor, outputs: Tensor) -> Tensor:
     return ops.sum(weighted, axis=1)
 
 
+def _any_shapes(weights: Shape, output: Shape) -> None:
+    """A sum takes what the rule of ranks allows."""
+    del weights, output
+
+
+def _check_classes(weights: Shape, output: Shape) -> None:
+    del weights
+    if len(output) < 2:
+        raise ValueError(
+            message(
+                "A geometric combination takes distributions over the experts' last axis",
+                f"outputs of shape {output}",
+                "Let the experts return shape (b, classes)",
+            )
+        )
+
+
+def _check_gaussians(weights: Shape, output: Shape) -> None:
+    if len(output) < 2 or (output[-1] or 0) % 2:
+        raise ValueError(
+            message(
+                "A Gaussian combination takes means, then as many scales, on the last axis",
+                f"outputs of shape {output}",
+                "End the experts in an even number of units",
+            )
+        )
+    if len(weights) > len(output):
+        raise ValueError(
+            message(
+                "The weights of a Gaussian combination weigh whole outputs, of means and scales",
+                f"weights of shape {weights} over outputs of shape {output}",
+                f"Use weights of shape {(*output[:-1], weights[-1])}",
+            )
+        )
+
+
 _RULES = {
-    "arithmetic": Combination(weighted_sum, log_mixture, weighted_sum_stacked, _sum_slots, True),
-    "geometric": Combination(pool, log_pool, pool_stacked, pool_slots, False),
+    "arithmetic": Combination(
+        _any_shapes, weighted_sum, log_mixture, weighted_sum_stacked, _sum_slots, True
+    ),
+    "gaussian": Combination(
+        _check_gaussians, gaussian_pool, None, gaussian_pool_stacked, gaussian_pool_slots, False
+    ),
+    "geometric": Combination(_check_classes, pool, log_pool, pool_stacked, pool_slots, False),
 }
 
 
@@ -63,7 +116,7 @@ def check_combination(name: str) -> str:
 
 
 def combination(name: str) -> Combination:
-    """Returns the rule of a name: `"arithmetic"` or `"geometric"`."""
+    """Returns the rule of a name: `"arithmetic"`, `"gaussian"` or `"geometric"`."""
     return _RULES[check_combination(name)]
 
 

@@ -11,11 +11,12 @@ from plait.errors import message
 from plait.losses import ExpertMean
 from plait.mixture import Mixture
 from plait.ops.merging import merge_stacked
+from plait.training.comparison import compare, simplest
 from plait.training.folds import fold_numbers
 from plait.training.gate import fit_gate
 from plait.typing import Nested
 
-CANDIDATES = ("uniform", "constant", "linear", "per-class", "mlp")
+CANDIDATES = ("uniform", "constant", "free", "linear", "per-class", "mlp")
 
 
 class GateChoice(NamedTuple):
@@ -25,7 +26,8 @@ class GateChoice(NamedTuple):
         name: The gate that was chosen.
         mixture: The mixture with it, fitted on all rows.
         losses: Mean loss of each candidate on rows that its fit has not seen.
-        errors: Standard error of its difference to the best candidate's, row by row.
+        errors: Standard error of its difference to the best candidate's, row by row, or group by
+            group where rows of one are held out together.
     """
 
     name: str
@@ -53,8 +55,10 @@ def choose_gate(
     The rows are cut into folds. Each gate is fitted by `fit_gate` once for every fold, with early
     stopping on the next fold, and compared on this one: rows that chose when to stop say too much
     good of a rich gate. Chosen is the first whose mean loss over all rows is above the best one's
-    by no more than one standard error of their difference, taken row by row (Breiman et al. 1984).
-    It is then fitted on all rows, for as many epochs as were best in the median.
+    by no more than one standard error (Breiman et al. 1984): of their difference, which is paired
+    row by row. What is hard for both is no noise, as it would be in the error of the best one's own
+    mean loss. The chosen gate is then fitted on all rows, for as many epochs as were best in the
+    median.
 
     Args:
         build: Makes a compiled mixture with the gate of a given name over the same experts. One
@@ -65,7 +69,8 @@ def choose_gate(
         outputs: The experts' outputs `(n, e, …)`, best out of fold (see `cross_fit`); `None`
             runs the experts once.
         held_out: Share of the rows in a fold.
-        groups: `(n,)`, or `None`: rows of one group are held out together.
+        groups: `(n,)`, or `None`: rows of one group are held out together, and count as one where
+            gates are compared.
         epochs: At most.
         patience: Epochs without improvement after which a fit stops.
         batch_size: As in Keras.
@@ -114,23 +119,19 @@ def choose_gate(
         for fold in range(folds):
             mixture, stop = build(name), (fold + 1) % folds
             seen = np.flatnonzero((numbers != fold) & (numbers != stop))
-            last, held = np.flatnonzero(numbers == stop), np.flatnonzero(numbers == fold)
+            last, apart = np.flatnonzero(numbers == stop), np.flatnonzero(numbers == fold)
             stops.append(_fit(mixture, x, y, outputs, seen, last, epochs, patience, batch_size))
-            found[name][held] = _losses(mixture, _take(x, held), y[held], outputs[held])
+            found[name][apart] = _losses(mixture, _take(x, apart), y[apart], outputs[apart])
         lengths[name] = round(float(np.median(stops)))
-    means = {name: float(losses.mean()) for name, losses in found.items()}
-    best = min(names, key=means.__getitem__)
-    errors = {
-        name: float(np.std(losses - found[best]) / np.sqrt(len(y)))
-        for name, losses in found.items()
-    }
-    chosen = next(name for name in names if means[name] - means[best] <= errors[name])
+    held = compare(found, groups)
+    chosen = simplest(held, names)
     mixture = build(chosen)
     if lengths[chosen]:
         fit_gate(
             mixture, x, y, outputs=outputs, epochs=lengths[chosen], batch_size=batch_size, verbose=0
         )
-    return GateChoice(chosen, mixture, means, errors)
+    losses = {name: each.loss for name, each in held.items()}
+    return GateChoice(chosen, mixture, losses, {name: each.error for name, each in held.items()})
 
 
 def _fit(

@@ -10,7 +10,7 @@ from keras import ops
 
 from plait.errors import message
 from plait.losses.families.base import Family
-from plait.ops.likelihood import gaussian
+from plait.ops.likelihood import gaussian, scale_of
 from plait.typing import Config, Tensor
 
 
@@ -88,7 +88,7 @@ class Gaussian(Family):
         """Returns the log-density, element by element."""
         if self.scale == "predicted":
             mean, raw = ops.split(outputs, 2, axis=-1)
-            return gaussian(y, mean, ops.log(ops.softplus(raw) + 1e-6))
+            return gaussian(y, mean, ops.log(scale_of(raw)))
         scales = ops.cast(ops.convert_to_tensor(self.log_scale), outputs.dtype)
         return gaussian(y, outputs, ops.reshape(scales, (-1, *(1,) * (len(outputs.shape) - 1))))
 
