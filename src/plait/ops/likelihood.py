@@ -72,10 +72,15 @@ def raw_of(scale: Tensor) -> Tensor:
     >>> round(float(raw_of(scale_of(np.float32(-5.0)))), 3)
     -5.0
     """
+    # log(exp a − 1) = a + log(1 − exp −a), by its series where it is small: `expm1` has no operator
+    # in ONNX, and Keras' `tanh` rounds to float32.
     above = _at_least(scale - _LEAST_SCALE, 1e-13)
-    # log(exp a − 1) = a + log(1 − exp −a); not by `expm1`, for which ONNX has no operator.
-    half = ops.tanh(0.5 * above)
-    return above + ops.log(2.0 * half / (1.0 + half))
+    tail = ops.ones_like(above)
+    for factor in (8, 7, 6, 5, 4, 3, 2):
+        tail = 1.0 - above / factor * tail
+    small = above < 0.1
+    far = 1.0 - ops.exp(-ops.where(small, ops.ones_like(above), above))
+    return above + ops.log(ops.where(small, above * tail, far))
 
 
 def poisson(y: Tensor, log_rate: Any, rate: Any = None) -> Tensor:
