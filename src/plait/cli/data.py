@@ -25,7 +25,6 @@ _FEWEST = 10
 _FOLDS, _MOST_FOLDS = 5, 10
 _MANY_ROWS = 20_000
 _PIECE = 2**14  # rows
-_CANDIDATES = round(MOST_SCORED / _SHARE)  # rows from which those to hold out are drawn
 
 
 class Rows(NamedTuple):
@@ -67,7 +66,12 @@ class AllRows(NamedTuple):
 
     def drawn(self, seed: int = 0) -> Rows:
         """Returns as many of the rows as anything is measured on."""
-        return self.take(draw(np.arange(len(self.y)), MOST_SCORED, seed))
+        return self.take(measured(np.arange(len(self.y)), seed))
+
+
+def measured(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Returns as many of the rows as anything is measured on."""
+    return draw(rows, MOST_SCORED, seed)
 
 
 def draw(rows: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
@@ -124,7 +128,7 @@ class Parts(NamedTuple):
     def seen(self, seed: int) -> Rows:
         """Returns rows that are not scored on: all, or as many as anything is measured on."""
         seen = np.concatenate([self.train, self.valid.numbers])
-        return self.rows.take(draw(seen, MOST_SCORED, seed))
+        return self.rows.take(measured(seen, seed))
 
     def x_train(self) -> np.ndarray | OnDisk:
         """Returns the raw matrix `(b, c)` to learn from, in memory or in a file."""
@@ -219,16 +223,13 @@ def named(what: str, scored: int, rows: int) -> str:
     >>> named("t.csv", 10, 10), named("t.csv", 10, 2000)
     ('t.csv (10 rows)', 't.csv (10 of its 2,000 rows)')
     """
-    return (
-        f"{what} ({scored:,} rows)"
-        if scored == rows
-        else (f"{what} ({scored:,} of its {rows:,} rows)")
-    )
+    of = "" if scored == rows else f" of its {rows:,}"
+    return f"{what} ({scored:,}{of} rows)"
 
 
 def held_out_name(rows: int) -> str:
     """Returns what is held out of a table of so many rows, in words."""
-    return f"{'a fifth' if rows <= _CANDIDATES else 'rows'} held out of the table"
+    return f"{'a fifth' if rows <= _candidates() else 'rows'} held out of the table"
 
 
 def divide(rows: AllRows, test: AllRows | None, test_name: str, seed: int) -> Parts:
@@ -242,6 +243,11 @@ def divide(rows: AllRows, test: AllRows | None, test_name: str, seed: int) -> Pa
         name = named(test_name, len(score.y), len(test.y))
     valid, train = np.split(order, [_few(len(order))])
     return Parts(rows, train, rows.take(valid), score, name)
+
+
+def _candidates() -> int:
+    """Returns from how many rows those to hold out are drawn: a fifth of them is measured on."""
+    return round(MOST_SCORED / _SHARE)
 
 
 def _few(rows: int) -> int:
@@ -267,7 +273,7 @@ def hold_out(rows: AllRows, task: str, groups: np.ndarray | None, seed: int) -> 
         drawn = rng.permutation(number)[: max(1, round(_SHARE * number))]
         return np.isin(place, drawn)
     b = len(rows.y)
-    shuffled = rng.permutation(b)[:_CANDIDATES]
+    shuffled = rng.permutation(b)[: _candidates()]
     # In the order of the target, every fifth row from a random start: strata of five.
     order = shuffled[np.argsort(rows.y[shuffled], kind="stable")]
     held = np.zeros(b, bool)
@@ -293,7 +299,7 @@ def folds_of(y: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
     if groups is not None:
         folds = max(2, min(_MOST_FOLDS, len(np.unique(groups))))
     else:
-        rows = draw(rows, _CANDIDATES, seed)
+        rows = draw(rows, _candidates(), seed)
     number = fold_numbers(y[rows], folds, groups, seed)
     if len(y) > _MANY_ROWS:
         number = np.where(number < max(1, round(_SHARE * folds)), 0, -1)
@@ -318,7 +324,6 @@ def check_groups(groups: np.ndarray) -> int:
 
 __all__ = [
     "IN_MEMORY",
-    "MOST_SCORED",
     "AllRows",
     "Encoded",
     "Parts",
@@ -334,5 +339,6 @@ __all__ = [
     "hold_out",
     "load_rows",
     "load_training",
+    "measured",
     "named",
 ]

@@ -13,7 +13,6 @@ from plait.cli.candidates import CANDIDATES, MIXTURE, TITLES, Plan, Trained, pla
 from plait.cli.console import EpochBar, dumps, out, plain, progress, remarks
 from plait.cli.contest import Entry, choose, compare, contest, reason, rivals, verdict
 from plait.cli.data import (
-    MOST_SCORED,
     AllRows,
     Encoded,
     Rows,
@@ -27,6 +26,7 @@ from plait.cli.data import (
     hold_out,
     load_rows,
     load_training,
+    measured,
     named,
 )
 from plait.cli.learn import with_baseline
@@ -333,7 +333,7 @@ class _Bench:
         trained = self.trained[name]
         mixture = trained.copy(trained.copies - 1 if everything else self.table.num_folds)
         known = np.flatnonzero(self.table.learn | everything)
-        rows = self.table.rows.take(draw(known, MOST_SCORED, self.seed))
+        rows = self.table.rows.take(measured(known, self.seed))
         model = assemble(mixture, schema, encode=True)
         reference = choose_reference(model.expert_outputs(rows.x), rows.y, schema.task)
         what = "expert" if name == MIXTURE else "network"
@@ -348,7 +348,7 @@ def _divide(rows: AllRows, sides: Sides, schema: Schema, options: FitOptions) ->
     if options.test is None:
         apart = hold_out(rows, schema.task, sides.groups, options.seed + 1)
         held = np.flatnonzero(apart)
-        scored = rows.take(draw(held, MOST_SCORED, options.seed))
+        scored = rows.take(measured(held, options.seed))
         scored_groups = None if sides.groups is None else sides.groups[scored.numbers]
         what = held_out_name(b if sides.groups is None else 0)
         name = named(what, len(scored.y), len(held))
@@ -362,7 +362,7 @@ def _divide(rows: AllRows, sides: Sides, schema: Schema, options: FitOptions) ->
         name = named(str(options.test), len(scored.y), len(whole.y))
     folds = np.full(b, -1, "int8")
     folds[~apart] = folds_of(rows.y[~apart], sides.take(~apart).groups, options.seed)
-    held = draw(np.flatnonzero(folds >= 0), MOST_SCORED, options.seed)
+    held = measured(np.flatnonzero(folds >= 0), options.seed)
     return Division(rows, ~apart, folds, held, sides.groups, weight, scored, scored_groups, name)
 
 

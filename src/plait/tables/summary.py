@@ -100,6 +100,7 @@ class Feature:
         self.name, self.plain = name, plain
         self.rows = self.missing = 0
         self._kinds: dict[cells.Kind, str] = {}  # with the first cell of each
+        self._blank: cells.Kind = "number"
         self._empty, self._faults = Findings(), Findings()
         self._numbers = Numbers()
         self._parts = {part: Numbers() for part in PARTS}
@@ -118,7 +119,8 @@ class Feature:
         if self.plain:
             refuse_empty(values, self.name, self._empty)
         kind = cells.kind_of(values)
-        if kind == "number" and missing == len(values):
+        if kind != "moment" and missing == len(values):  # says nothing of the others
+            self._blank = kind
             return
         if kind not in self._kinds:
             self._kinds[kind] = f"{values.iloc[0]!r} ({values.dtype})"
@@ -137,7 +139,7 @@ class Feature:
             return "text"
         if len(self._kinds) > 1:
             return "nothing"
-        return next(iter(self._kinds), "number")
+        return next(iter(self._kinds), self._blank)
 
     @property
     def categories(self) -> tuple[str, ...]:
