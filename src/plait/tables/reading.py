@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import zlib
 from collections.abc import Generator, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ _MAGIC = {".parquet": b"PAR1", ".npz": b"PK\x03\x04"}
 _KINDS = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a zip or NPZ file", b"\x1f\x8b": "gzip"}
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 # Digits that a number would not print back: 007 becomes 7.
-_PADDED = re.compile(r"[+-]?0\d+")
+_PADDED = r"[+-]?0\d+"
 _EXACT = 2**53  # integers above it are not all different as floats
 
 _CELLS = 2**20  # of a batch, about: their texts need some 60 MB
@@ -143,7 +142,7 @@ class Numbered:
             except (ValueError, TypeError):
                 self._texts.add(name)
                 continue
-            if any(map(_PADDED.fullmatch, frame[name].dropna().unique())):
+            if frame[name].str.fullmatch(_PADDED, na=False).any():
                 self._texts.add(name)
                 continue
             kinds = (self._kinds.get(name, numbers.dtype), numbers.dtype)
