@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cli.test_odd_tables import LABELS, RIGHT, ROWS, WRONG, csv
 
@@ -36,6 +36,8 @@ def assert_cuts_do_not_show(path, size, **options):
     np.testing.assert_array_equal(x, matrix(frame, whole))
     np.testing.assert_array_equal(y, target(frame, whole))
     assert doubted == doubts(frame, whole)
+    cut = pd.concat(Table(path, ["y"], size).batches())
+    pd.testing.assert_frame_equal(cut, frame, check_index_type=False)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,7 @@ COLUMNS = {**{name: column for name, (column, _) in RIGHT.items()}, **LATE}
 
 
 @pytest.mark.parametrize("name", COLUMNS)
+@settings(deadline=None, max_examples=10)
 @given(size=SIZES)
 def test_a_column_is_the_same_however_it_is_cut(folder, name, size):
     path = folder / f"{name}.csv"
@@ -67,6 +70,7 @@ def test_a_column_is_the_same_however_it_is_cut(folder, name, size):
 
 
 @pytest.mark.parametrize("labels", [*LABELS, ["1", "2", "x"], ["0.5", "1", "2"], ["1", "2.0"]])
+@settings(deadline=None, max_examples=10)
 @given(size=SIZES, task=st.sampled_from(["auto", "classification"]))
 def test_a_target_is_the_same_however_it_is_cut(folder, labels, size, task):
     path = folder / f"{'-'.join(labels)}.csv"
@@ -76,6 +80,7 @@ def test_a_target_is_the_same_however_it_is_cut(folder, labels, size, task):
 
 
 @pytest.mark.parametrize("name", WRONG)
+@settings(deadline=None, max_examples=10)
 @given(size=SIZES)
 def test_what_is_refused_is_counted_over_all_batches(folder, name, size):
     path = folder / f"{name}.csv"
@@ -89,6 +94,7 @@ def test_what_is_refused_is_counted_over_all_batches(folder, name, size):
     assert refusal(size) == refusal(None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.integers(1, 40))
 def test_numbers_are_summed_up_as_if_they_came_at_once(values, size):
     found, values = Numbers(), np.array(values)

@@ -122,7 +122,7 @@ class Numbered:
     >>> for cells in (["1", "2"], ["1.5", None]):
     ...     numbers.add(pd.DataFrame({"a": cells, "b": ["7", "007"], "code": cells}))
     >>> numbers.typed(pd.DataFrame({"a": ["1"], "b": ["7"], "code": ["1"]})).to_dict("list")
-    {'a': [1], 'b': ['7'], 'code': ['1']}
+    {'a': [1.0], 'b': ['7'], 'code': ['1']}
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -155,8 +155,10 @@ class Numbered:
         """Returns rows that were looked at, with numbers for texts where a column holds them."""
         pandas = need_pandas()
         columns = {
-            name: pandas.to_numeric(frame[name]) if self._is_number(name) else frame[name]
-            for name in frame.columns
+            name: pandas.to_numeric(values).astype(self._kinds[name])
+            if self._is_number(name)
+            else values
+            for name, values in frame.items()
         }
         return pandas.DataFrame(columns, index=frame.index)
 
