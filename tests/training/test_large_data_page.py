@@ -8,5 +8,5 @@ PAGE = Path(__file__).parents[2] / "docs" / "large-data.md"
 
 def test_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     exec(compile("\n".join(blocks), PAGE.name, "exec"), {"__name__": "__main__"})

@@ -47,12 +47,14 @@ def _all(
 
 Data = Annotated[
     pathlib.Path,
-    typer.Argument(help="Table: .csv, .tsv (also .gz), .parquet, .npz, or a folder of .parquet."),
+    typer.Argument(
+        help="Table: .csv, .tsv, .jsonl (also .gz), .parquet, .npz, or a folder of .parquet."
+    ),
 ]
 Target = Annotated[str, typer.Option(help="Column to predict.")]
 Test = Annotated[
     pathlib.Path | None,
-    typer.Option(help="Table to score on; without it a fifth of the rows is held out."),
+    typer.Option(help="Table to score on; without it part of the rows is held out."),
 ]
 Model = Annotated[pathlib.Path, typer.Argument(help="A .keras file of plait fit or plait blend.")]
 Seed = Annotated[int, typer.Option(help="The same seed repeats the run exactly.")]

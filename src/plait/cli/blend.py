@@ -17,6 +17,7 @@ from plait.errors import message
 from plait.inspection import choose, losses
 from plait.tables import (
     Schema,
+    Table,
     TableEncoder,
     TableModel,
     agree,
@@ -82,11 +83,11 @@ class Expert(NamedTuple):
 def run(options: BlendOptions) -> Result:
     """Loads, learns a gate, scores and writes."""
     options.check()
-    frame = load_training(options.data, options.target, options.ignore)
+    table = load_training(options.data, options.target, options.ignore)
     experts = [
         _load(path, name) for path, name in zip(options.models, _names(options.models), strict=True)
     ]
-    schema = _schema(experts, frame, options.target)
+    schema = _schema(experts, table, options.target)
     if options.gate == "per-class" and schema.task == "regression":
         raise ValueError(
             message(
@@ -95,7 +96,7 @@ def run(options: BlendOptions) -> Result:
                 "Use --gate linear, or --gate auto",
             )
         )
-    rows = as_rows(frame, schema)
+    rows = as_rows(table, schema)
     for expert in experts:
         _check_expert(expert, schema, rows.x[:32])
     test_rows = None if options.test is None else load_rows(options.test, schema)
@@ -105,9 +106,9 @@ def run(options: BlendOptions) -> Result:
     keras.utils.set_random_seed(options.seed)
     models = [expert.model for expert in experts]
     model = assemble(plait.Mixture(models, "uniform"), schema, encode=False)
-    seen = parts.seen
+    seen = parts.seen(options.seed)
     if test_rows is not None:
-        _warn_of_seen_rows(model, experts, seen, test_rows)
+        _warn_of_seen_rows(model, experts, seen, parts.score)
     outputs = model.expert_outputs(seen.x)
     reference = choose(outputs, seen.y, schema.task)
     blend = Blend(models, schema, reference.weights, options.hidden)
@@ -227,8 +228,8 @@ def _learn(mixture: plait.Mixture, blend: Blend, parts: Parts, options: BlendOpt
 
     If it did not, on the rows held out for early stopping, the constant weights stay.
     """
-    task = blend.schema.task
-    spread = 1.0 if task == "classification" else float(np.std(parts.train.y)) or 1.0
+    task, y = blend.schema.task, parts.rows.y[parts.train]
+    spread = 1.0 if task == "classification" else float(np.std(y)) or 1.0
     before = mixture.get_weights()
 
     def held_out() -> float:
@@ -241,10 +242,10 @@ def _learn(mixture: plait.Mixture, blend: Blend, parts: Parts, options: BlendOpt
         mixture.fit_gate,
         options.epochs,
         "gate",
-        x=parts.train.x,
-        y=_column(parts.train.y, task),
+        x=parts.x_train(),
+        y=_column(y, task),
         validation_data=(parts.valid.x, _column(parts.valid.y, task)),
-        batch_size=batch_size(len(parts.train.y)),
+        batch_size=batch_size(len(y)),
         verbose=0,
     )
     if held_out() < start:
@@ -269,7 +270,7 @@ def _load(path: pathlib.Path, name: str) -> Expert:
     return Expert(name, model, found.schema if found else None)
 
 
-def _schema(experts: list[Expert], frame: Any, target: str) -> Schema:
+def _schema(experts: list[Expert], table: Table, target: str) -> Schema:
     """Returns the columns and classes all models share."""
     known = [(expert.schema, expert.name) for expert in experts if expert.schema is not None]
     if known:
@@ -277,7 +278,7 @@ def _schema(experts: list[Expert], frame: Any, target: str) -> Schema:
         schema = dataclasses.replace(known[0][0], target=target)
         return dataclasses.replace(schema, baseline=None, record=None)  # of their own training
     units = _units(experts[0])
-    schema = infer(frame, target, "regression" if units == 1 else "classification", plain=True)
+    schema = infer(table, target, "regression" if units == 1 else "classification", plain=True)
     texts = [column.name for column in schema.columns if column.categories is not None]
     if texts:
         raise ValueError(

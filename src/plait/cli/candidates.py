@@ -8,6 +8,7 @@ a step costs little more than one copy's.
 import dataclasses
 import itertools
 import math
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -29,6 +30,17 @@ TITLES = {
 _FEW_ROWS = 1000  # below it noise on the features keeps networks from learning rows by heart
 _STEPS = 1500  # of an optimizer at least, unless `epochs` allows fewer
 _TINY = 1e-12
+
+
+class ByRow(Protocol):
+    """What gives rows by number, as an array does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its rows come first."""
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Returns rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +84,9 @@ class Trained:
     Args:
         name: One of `CANDIDATES`.
         plan: What all candidates share.
-        x: Features `(b, d)`.
+        x: Features `(b, d)`, an array or anything else that gives rows by number.
         y: Targets as the network sees them, `(b,)`.
-        weight: What each row counts in each copy, `(b, copies)`, not all 0 in any.
+        weight: What each row counts in each copy, `(b, copies)`, in the mean 1; as `x`.
         seed: Seed of weights, order and noise.
         callbacks: For `keras.Model.fit`.
 
@@ -86,9 +98,9 @@ class Trained:
         self,
         name: str,
         plan: Plan,
-        x: np.ndarray,
+        x: ByRow,
         y: np.ndarray,
-        weight: np.ndarray,
+        weight: ByRow,
         seed: int,
         callbacks: list[keras.callbacks.Callback],
     ) -> None:
@@ -98,7 +110,7 @@ class Trained:
         if not self._stack.built:
             self._stack.build((None, plan.schema.width))
         _draw(self._stack, seed)
-        data = _Batches(x, y, weight / weight.mean(axis=0), plan, seed)
+        data = _Batches(x, y, weight, plan, seed)
         schedule = keras.optimizers.schedules.CosineDecay(plan.rate, plan.epochs * len(data))
         self._stack.compile(
             keras.optimizers.AdamW(schedule, weight_decay=plan.decay),
@@ -195,16 +207,13 @@ def _widened(plan: Plan) -> int:
 class _Batches(keras.utils.PyDataset):
     """Rows in another order every epoch, all batches of one size, with fresh noise."""
 
-    def __init__(
-        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, plan: Plan, seed: int
-    ) -> None:
+    def __init__(self, x: ByRow, y: np.ndarray, weight: ByRow, plan: Plan, seed: int) -> None:
         super().__init__()
-        self._x = x.astype("float32")
-        self._y = np.concatenate([y[:, None], weight], axis=1).astype("float32")
+        self._x, self._y, self._weight = x, y, weight
         self._noise = plan.noise
         self._rng = np.random.default_rng(seed)
-        steps = math.ceil(len(x) / plan.batch)
-        self._shape = steps, math.ceil(len(x) / steps)
+        steps = math.ceil(len(y) / plan.batch)
+        self._shape = steps, math.ceil(len(y) / steps)
         self.on_epoch_end()
 
     def __len__(self) -> int:
@@ -212,14 +221,15 @@ class _Batches(keras.utils.PyDataset):
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self._order[step]
-        x = self._x[rows]
+        x = self._x[rows].astype("float32", copy=False)
         if self._noise:
             x = x + self._noise * self._rng.standard_normal(x.shape, "float32")
-        return x, self._y[rows]
+        y = np.concatenate([self._y[rows, None], self._weight[rows]], axis=1)
+        return x, y.astype("float32")
 
     def on_epoch_end(self) -> None:
         """Draws an order; to fill the last batch some rows come twice."""
-        order = self._rng.permutation(len(self._x))
+        order = self._rng.permutation(np.arange(len(self._y), dtype="uint32"))
         self._order = np.resize(order, self._shape)
 
 
@@ -251,6 +261,7 @@ __all__ = [
     "MIXTURE",
     "NETWORK",
     "TITLES",
+    "ByRow",
     "Plan",
     "Trained",
     "build",

@@ -6,13 +6,29 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from rich.table import Table
+from rich.table import Table as Lines
 
 from plait.cli import interrupts
 from plait.cli.candidates import CANDIDATES, MIXTURE, TITLES, Plan, Trained, plan_for
 from plait.cli.console import EpochBar, dumps, out, plain, progress, remarks
 from plait.cli.contest import Entry, contest, reason, rivals, verdict
-from plait.cli.data import Rows, as_rows, check_groups, folds_of, hold_out, load_rows, load_training
+from plait.cli.data import (
+    AllRows,
+    Encoded,
+    Rows,
+    as_rows,
+    check_groups,
+    draw,
+    features,
+    folds_of,
+    group_codes,
+    held_out_name,
+    hold_out,
+    load_rows,
+    load_training,
+    measured,
+    named,
+)
 from plait.cli.learn import with_baseline
 from plait.cli.options import check_at_least, check_gate, check_outputs
 from plait.encoding import Schema, TableEncoder
@@ -20,10 +36,13 @@ from plait.errors import choose_from, message
 from plait.inspection import choose as choose_reference
 from plait.inspection import losses
 from plait.report import gather, render, score_cells, score_head
-from plait.tables import TableModel, assemble, doubts, finished, infer, replacing, save
-from plait.tables.cells import numbers, texts
+from plait.tables import Table, TableModel, assemble, doubts, finished, infer, replacing, save
+from plait.tables.cells import numbers
 from plait.tables.matrix import few
 from plait.training.comparison import compare, simplest
+
+MOST_FITTED = 100_000  # rows that models which need them in memory learn from
+_PIECE = 2**16  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +100,7 @@ class FitResult(NamedTuple):
             scores = [entry.to_dict() for entry in self.entries]
             print(dumps({"scores": scores, **self.facts, "written": self.written}))
             return
-        table = Table(title=plain(f"Scored on {self.scored_on}"), title_justify="left")
+        table = Lines(title=plain(f"Scored on {self.scored_on}"), title_justify="left")
         for i, title in enumerate(
             [*score_head([e.score for e in self.entries]), "beside the chosen"]
         ):
@@ -123,45 +142,47 @@ def run(options: FitOptions) -> FitResult:
     """Trains, chooses, scores and writes."""
     options.check()
     aside = tuple(name for name in (options.group, options.weight) if name)
-    frame = load_training(options.train, options.target, options.ignore, aside)
-    sides = _sides(frame, options)
-    frame = frame.drop(columns=list(dict.fromkeys(aside)))
-    schema = infer(frame, options.target, options.task)
-    for doubt in doubts(frame, schema):
+    table = load_training(options.train, options.target, options.ignore, aside)
+    sides = _sides(table, options)
+    table = table.without(aside)
+    schema = infer(table, options.target, options.task)
+    for doubt in doubts(table, schema):
         remarks.print(doubt)
-    rows = as_rows(frame, schema)
-    table = _divide(rows, sides, schema, options)
+    rows = as_rows(table, schema)
+    division = _divide(rows, sides, schema, options)
     plan = plan_for(
         schema, options.experts, options.hidden, options.gate, options.epochs, len(rows.y)
     )
     remarks.print(_plan(schema, options))
-    bench = _Bench(plan, schema, table, options.seed)
+    bench = _Bench(plan, schema, division, options.seed)
 
     each, predictions = {}, {}
     for name in CANDIDATES:
         each[name], predictions[name] = bench.train(name)
-    held = compare(each, None if table.groups is None else table.groups[table.folds >= 0])
+    held = compare(each, None if division.groups is None else division.groups[division.held])
     chosen = simplest(held, CANDIDATES) if options.model == "auto" else options.model
     entries = contest(
         {TITLES[name]: found for name, found in predictions.items()} | bench.rivals(),
         TITLES[chosen],
-        table.scored.y,
+        division.scored.y,
         schema.task,
-        table.scored_groups,
+        division.scored_groups,
     )
-    how = f"{table.num_folds}-fold cross-validation" if table.num_folds > 1 else "held-out rows"
+    how = (
+        f"{division.num_folds}-fold cross-validation" if division.num_folds > 1 else "held-out rows"
+    )
     said = f"{reason(held, chosen, how, options.model == 'auto')} {verdict(entries)}".strip()
     facts = {
         "task": schema.task,
         "target": schema.target,
         "rows": {
-            "train": int(table.learn.sum()),
-            "held_out": int((table.folds >= 0).sum()),
-            "scored": len(table.scored.y),
+            "train": int(division.learn.sum()),
+            "held_out": len(division.held),
+            "scored": len(division.scored.y),
         },
         "chosen": chosen,
         "forced": options.model != "auto",
-        "folds": table.num_folds,
+        "folds": division.num_folds,
         "held_out": {name: found._asdict() for name, found in held.items()},
         "experts": options.experts,
         "hidden": options.hidden,
@@ -177,16 +198,16 @@ def run(options: FitOptions) -> FitResult:
         "contest": [entry.to_dict() for entry in entries],
         "verdict": said,
         "curve": bench.trained[chosen].curve,
-        "scored_on": table.name,
+        "scored_on": division.name,
     }
     schema = dataclasses.replace(schema, record=record)
     page = None
     if options.report is not None:
-        scored = table.scored
-        facts_of = gather(bench.whole(chosen, schema, False), scored.x, scored.y, scored.frame)
-        page = render(facts_of, options.output.name, table.name)
+        scored = division.scored
+        facts_of = gather(bench.whole(chosen, schema, False), scored.x, scored.y, scored.frame())
+        page = render(facts_of, options.output.name, division.name)
     model = bench.whole(chosen, schema, True)  # nothing is left out of what is written
-    return FitResult(entries, said, table.name, facts, _write(model, page, options))
+    return FitResult(entries, said, division.name, facts, _write(model, page, options))
 
 
 class Division(NamedTuple):
@@ -196,6 +217,7 @@ class Division(NamedTuple):
         rows: All of its rows.
         learn: Which are learned from before anything is scored, `(b,)`.
         folds: Which fold holds a row out, `(b,)`; -1 for none.
+        held: Which rows of the folds are measured on.
         groups: Which rows belong together `(b,)`, or `None`.
         weight: Weight of each row `(b,)`.
         scored: The rows to score on, of this table or of another.
@@ -203,9 +225,10 @@ class Division(NamedTuple):
         name: What the scored rows are, in words.
     """
 
-    rows: Rows
+    rows: AllRows
     learn: np.ndarray
     folds: np.ndarray
+    held: np.ndarray
     groups: np.ndarray | None
     weight: np.ndarray
     scored: Rows
@@ -217,26 +240,41 @@ class Division(NamedTuple):
         """How many folds there are."""
         return int(self.folds.max()) + 1
 
-    def copies(self) -> np.ndarray:
-        """Returns what each row counts in each training, `(b, copies)`.
 
-        One for each fold held out, one on all rows to learn from, and one on the whole table where
-        that is more.
-        """
-        kept = [self.learn & (self.folds != fold) for fold in range(self.num_folds)]
-        kept.append(self.learn)
-        if not self.learn.all():
-            kept.append(np.ones(len(self.learn), bool))
-        found = np.stack(kept, axis=1) * self.weight[:, None]
-        if not found.sum(axis=0).all():
+class Copies:
+    """What each row counts in each training, `(b, copies)`, worked out as rows are taken.
+
+    One copy for each fold held out, one on all rows to learn from, and one on the whole table where
+    that is more. The mean of each is 1.
+
+    Raises:
+        ValueError: If nothing counts in one.
+    """
+
+    def __init__(self, table: Division) -> None:
+        self._table, self._whole = table, not table.learn.all()
+        self.shape = (len(table.learn), table.num_folds + 1 + self._whole)
+        total = np.zeros(self.shape[1])
+        for start in range(0, len(table.learn), _PIECE):
+            total += self._counts(slice(start, start + _PIECE)).sum(axis=0, dtype="float64")
+        if not total.all():
             raise ValueError(
                 message(
                     "Weights must leave some weight outside of every part that is held out",
-                    f"all of it in {int((self.weight > 0).sum())} rows held out together",
+                    f"all of it in {int((table.weight > 0).sum())} rows held out together",
                     "Weigh more rows, or leave --weight out",
                 )
             )
-        return found
+        self._mean = (total / len(table.learn)).astype("float32")
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._counts(rows) / self._mean
+
+    def _counts(self, rows: Any) -> np.ndarray:
+        learn, folds = self._table.learn[rows], self._table.folds[rows]
+        kept = [learn & (folds != fold) for fold in range(self._table.num_folds)]
+        kept += [learn, np.ones_like(learn)][: 1 + self._whole]
+        return np.stack(kept, axis=1) * self._table.weight[rows][:, None]
 
 
 class _Bench:
@@ -245,12 +283,10 @@ class _Bench:
     def __init__(self, plan: Plan, schema: Schema, table: Division, seed: int) -> None:
         self.plan, self.schema, self.table, self.seed = plan, schema, table, seed
         self.trained: dict[str, Trained] = {}
-        self._encoder = TableEncoder(schema)
-        self._x, self._x_scored = (self._features(x) for x in (table.rows.x, table.scored.x))
-
-    def _features(self, x: np.ndarray) -> np.ndarray:
-        """Returns what networks read, `(b, d)`."""
-        return keras.ops.convert_to_numpy(self._encoder(x))
+        encoder = TableEncoder(schema)
+        self._x = features(table.rows.x, encoder)
+        self._x_scored = Encoded(table.scored.x, encoder)[:]
+        self._copies = Copies(table)
 
     def train(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Trains a candidate under a progress bar.
@@ -264,18 +300,24 @@ class _Bench:
         y = table.rows.y if schema.classes else (table.rows.y - schema.center) / schema.spread
         with progress() as bar:
             show = EpochBar(bar, self.plan.epochs, TITLES[name])
-            trained = Trained(name, self.plan, self._x, y, table.copies(), self.seed, [show])
+            trained = Trained(name, self.plan, self._x, y, self._copies, self.seed, [show])
         self.trained[name] = trained
-        held = np.flatnonzero(table.folds >= 0)
+        held = table.held
         unseen = trained.predict(self._x[held])[table.folds[held], np.arange(len(held))]
         scored = trained.predict(self._x_scored)[table.num_folds]
         return losses(self._units(unseen), table.rows.y[held], schema.task), self._units(scored)
 
     def rivals(self) -> dict[str, np.ndarray]:
-        """Returns what models without a network predict for the scored rows, by name."""
-        learn, rows = self.table.learn, self.table.rows
-        weight = self.table.weight[learn]
-        return rivals(self.schema, self._x[learn], rows.y[learn], weight, self._x_scored, self.seed)
+        """Returns what models without a network predict for the scored rows, by name.
+
+        They need their rows in memory: of many they get some, and the name says so.
+        """
+        learn = np.flatnonzero(self.table.learn)
+        rows = draw(learn, MOST_FITTED, self.seed)
+        y, weight = self.table.rows.y[rows], self.table.weight[rows]
+        found = rivals(self.schema, self._x[rows], y, weight, self._x_scored, self.seed)
+        note = f" of {len(rows):,} rows" if len(rows) < len(learn) else ""
+        return {name + note: predictions for name, predictions in found.items()}
 
     def _units(self, found: np.ndarray) -> np.ndarray:
         """Returns predictions `(b, u)` in the target's units."""
@@ -291,7 +333,8 @@ class _Bench:
         """
         trained = self.trained[name]
         mixture = trained.copy(trained.copies - 1 if everything else self.table.num_folds)
-        rows = self.table.rows.take(np.flatnonzero(self.table.learn | everything))
+        known = np.flatnonzero(self.table.learn | everything)
+        rows = self.table.rows.take(measured(known, self.seed))
         model = assemble(mixture, schema, encode=True)
         reference = choose_reference(model.expert_outputs(rows.x), rows.y, schema.task)
         what = "expert" if name == MIXTURE else "network"
@@ -299,56 +342,69 @@ class _Bench:
         return with_baseline(model, reference, names)
 
 
-def _divide(rows: Rows, sides: Sides, schema: Schema, options: FitOptions) -> Division:
+def _divide(rows: AllRows, sides: Sides, schema: Schema, options: FitOptions) -> Division:
     """Decides which rows train, hold out and score; reads the test table where there is one."""
     b = len(rows.y)
     weight = np.ones(b, "float32") if sides.weight is None else sides.weight
     if options.test is None:
         apart = hold_out(rows, schema.task, sides.groups, options.seed + 1)
-        scored, scored_groups = rows.take(np.flatnonzero(apart)), sides.take(apart).groups
-        name = f"a fifth held out of the table ({apart.sum():,} rows)"
+        held = np.flatnonzero(apart)
+        scored = rows.take(measured(held, options.seed))
+        scored_groups = None if sides.groups is None else sides.groups[scored.numbers]
+        what = held_out_name(b if sides.groups is None else 0)
+        name = named(what, len(scored.y), len(held))
     else:
         apart = np.zeros(b, bool)
         more = (options.group,) if options.group else ()
-        scored = load_rows(options.test, schema, strict=False, texts=more)
-        scored_groups = None
-        if options.group and options.group in scored.frame.columns:
-            scored_groups = texts(scored.frame[options.group]).astype(str)
-        name = f"{options.test} ({len(scored.y):,} rows)"
-    folds = np.full(b, -1)
+        whole = load_rows(options.test, schema, strict=False, texts=more)
+        scored, scored_groups = whole.drawn(options.seed), None
+        if options.group and options.group in whole.table.columns:
+            scored_groups = group_codes(whole.table, options.group)[scored.numbers]
+        name = named(str(options.test), len(scored.y), len(whole.y))
+    folds = np.full(b, -1, "int8")
     folds[~apart] = folds_of(rows.y[~apart], sides.take(~apart).groups, options.seed)
-    return Division(rows, ~apart, folds, sides.groups, weight, scored, scored_groups, name)
+    held = measured(np.flatnonzero(folds >= 0), options.seed)
+    return Division(rows, ~apart, folds, held, sides.groups, weight, scored, scored_groups, name)
 
 
-def _sides(frame: Any, options: FitOptions) -> Sides:
+def _sides(table: Table, options: FitOptions) -> Sides:
     """Takes the columns of groups and weights out of a table."""
     for option, name in (("--group", options.group), ("--weight", options.weight)):
-        if name and (name not in frame.columns or name == options.target):
+        if name and (name not in table.columns or name == options.target):
             raise ValueError(
                 message(
                     f"`{option}` names a column beside the target",
                     repr(name),
-                    f"Choose among {few([c for c in frame.columns if c != options.target])}",
+                    f"Choose among {few([c for c in table.columns if c != options.target])}",
                 )
             )
     groups = None
     if options.group:
-        groups = texts(frame[options.group]).astype(str)
+        groups = group_codes(table, options.group)
         check_groups(groups)
-    if not options.weight:
-        return Sides(groups, None)
-    weight, _ = numbers(frame[options.weight])
-    wrong = ~(np.isfinite(weight) & (weight >= 0))
-    if wrong.any() or not weight.sum() > 0:
-        row = int(np.argmax(wrong))
+    return Sides(groups, _weights(table, options.weight) if options.weight else None)
+
+
+def _weights(table: Table, column: str) -> np.ndarray:
+    """Returns the weight of each row `(b,)`, in the mean 1."""
+    found, fault = [], ""
+    for frame in table.batches():
+        weight, _ = numbers(frame[column])
+        wrong = ~(np.isfinite(weight) & (weight >= 0))
+        if not fault and wrong.any():
+            place = int(np.argmax(wrong))
+            fault = f"{frame[column].iloc[place]!r} in row {frame.index[place] + 1}"
+        found.append(weight)
+    weight = np.concatenate(found)
+    if fault or not weight.sum() > 0:
         raise ValueError(
             message(
-                f"Weights in {options.weight!r} must be numbers of at least 0, not all 0",
-                f"{frame[options.weight].iloc[row]!r} in row {row + 1}",
+                f"Weights in {column!r} must be numbers of at least 0, not all 0",
+                fault or "0 in every row",
                 "Mend the column, or leave --weight out",
             )
         )
-    return Sides(groups, (weight / weight.mean()).astype("float32"))
+    return (weight / weight.mean()).astype("float32")
 
 
 def _write(model: TableModel, page: str | None, options: FitOptions) -> list[str]:

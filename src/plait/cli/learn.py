@@ -64,7 +64,7 @@ def finish(
     """Scores a model, then writes it and its report: both, or neither."""
     interrupts.check()
     scored = parts.score
-    found = gather(model, scored.x, scored.y, scored.frame)
+    found = gather(model, scored.x, scored.y, scored.frame())
     whole = finished(model)
     written = [str(output)]
     if report is None:
@@ -76,7 +76,7 @@ def finish(
             save(whole, output)
         written.append(str(report))
     rows = {
-        "train": len(parts.train.y),
+        "train": len(parts.train),
         "early_stopping": len(parts.valid.y),
         "scored": len(scored.y),
     }

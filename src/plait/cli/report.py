@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from plait.cli.console import Result
-from plait.cli.data import load_rows
+from plait.cli.data import load_rows, named
 from plait.cli.options import check_not_input
 from plait.report import gather, render
 from plait.tables import check_output, load, replacing
@@ -17,18 +17,19 @@ def run(
     output: pathlib.Path,
     strict: bool = False,
 ) -> Result:
-    """Scores the model on every row of the table and writes the page."""
+    """Scores the model on the rows of the table, or a draw of them, and writes the page."""
     check_output(output, ".html")
     for given in (model_path, data):
         check_not_input(output, given)
     model = load(model_path)
     schema = dataclasses.replace(model.schema, target=target or model.schema.target)
     rows = load_rows(data, schema, strict)
-    found = gather(model._replace(schema=schema), rows.x, rows.y, rows.frame)
-    name = f"{data} ({len(rows.y):,} rows)"
+    scored = rows.drawn()
+    found = gather(model._replace(schema=schema), scored.x, scored.y, scored.frame())
+    name = named(str(data), len(scored.y), len(rows.y))
     with replacing(output) as beside:
         beside.write_text(render(found, model_path.name, name), encoding="utf-8")
-    facts = {"task": schema.task, "target": schema.target, "rows": {"scored": len(rows.y)}}
+    facts = {"task": schema.task, "target": schema.target, "rows": {"scored": len(scored.y)}}
     return Result(found.scores, name, facts, [str(output)])
 
 

@@ -225,8 +225,18 @@ def scaling(values: np.ndarray) -> tuple[float, float]:
     ((2.0, 1.0), (5.0, 1.0))
     """
     values = np.asarray(values, "float64")
-    mean, scale = float(values.mean()), float(values.std())
-    return mean, scale if scale > 1e-12 * max(1.0, abs(mean)) else 1.0
+    return standard(float(values.mean()), float(values.std()))
 
 
-__all__ = ["PARTS", "TASKS", "Baseline", "Column", "Schema", "agree", "scaling"]
+def standard(mean: float, deviation: float) -> tuple[float, float]:
+    """Returns mean and standard deviation, the latter 1 where it is no more than rounding.
+
+    Example:
+    >>> from plait.encoding.schema import standard
+    >>> standard(1e6, 1e-9)
+    (1000000.0, 1.0)
+    """
+    return mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0
+
+
+__all__ = ["PARTS", "TASKS", "Baseline", "Column", "Schema", "agree", "scaling", "standard"]

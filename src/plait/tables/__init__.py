@@ -14,13 +14,15 @@ from plait.tables.model import (
     save,
 )
 from plait.tables.output import check_output, replacing
-from plait.tables.reading import read, read_batches
+from plait.tables.reading import read_batches
+from plait.tables.table import Table, read
 
 __all__ = [
     "Baseline",
     "Column",
     "Findings",
     "Schema",
+    "Table",
     "TableEncoder",
     "TableInput",
     "TableModel",

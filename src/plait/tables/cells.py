@@ -1,6 +1,7 @@
 """Cells of one column as numbers, texts, and parts of dates."""
 
 import re
+from collections.abc import Set
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -94,20 +95,44 @@ def numbers(values: "pd.Series") -> tuple[np.ndarray, np.ndarray]:
 
 
 def texts(values: "pd.Series") -> np.ndarray:
-    """Returns a column as texts `(b,)`, `""` for empty cells, truth values in one spelling.
+    """Returns a column as texts `(b,)`, `""` for empty cells.
 
     Example:
     >>> import pandas as pd
     >>> from plait.tables.cells import texts
     >>> texts(pd.Series(["true", None, "FALSE"])).tolist()
-    ['True', '', 'False']
+    ['true', '', 'FALSE']
     """
     missing = np.asarray(values.isna())
-    found = values.astype(object).where(~missing, "").astype(str).to_numpy(dtype=object)
-    different = set(found.tolist()) - {""}
-    if different and {text.lower() for text in different} <= {"true", "false"}:
-        found = np.array([text.capitalize() for text in found.tolist()], dtype=object)
-    return found
+    return values.astype(object).where(~missing, "").astype(str).to_numpy(dtype=object)
+
+
+def truth_values(different: Set[str]) -> set[str]:
+    """Returns different texts in one spelling if all of them are truth values, else none.
+
+    Example:
+    >>> from plait.tables.cells import truth_values
+    >>> sorted(truth_values({"true", "FALSE"})), truth_values({"true", "x"})
+    (['False', 'True'], set())
+    """
+    found = {text.capitalize() for text in different}
+    return found if found <= {"True", "False"} else set()
+
+
+def all_numbers(values: "pd.Series") -> bool:
+    """Returns whether texts are numbers, and none of them is written with more digits: 007.
+
+    Example:
+    >>> import pandas as pd
+    >>> from plait.tables.cells import all_numbers
+    >>> [all_numbers(pd.Series(v)) for v in (["1.5", None], ["7", "007"], ["True"], [True])]
+    [True, False, False, False]
+    """
+    different = set(texts(values.dropna()).tolist())
+    if numbers(values)[1].any() or truth_values(different):
+        return False
+    bare = (text.lstrip("+-") for text in different)
+    return not any(text.startswith("0") and text.isdigit() and len(text) > 1 for text in bare)
 
 
 def moments(values: "pd.Series") -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -164,4 +189,13 @@ def prints_back(text: str) -> bool:
     return bool(re.fullmatch(r"0|-?[1-9]\d*", text))
 
 
-__all__ = ["Kind", "kind_of", "moments", "numbers", "prints_back", "texts"]
+__all__ = [
+    "Kind",
+    "all_numbers",
+    "kind_of",
+    "moments",
+    "numbers",
+    "prints_back",
+    "texts",
+    "truth_values",
+]

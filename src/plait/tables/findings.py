@@ -78,8 +78,20 @@ class Findings:
             remedy: What to do.
         """
         row = int(values.index[int(np.argmax(wrong))]) + 1
+        self.note(column, rule, received, int(wrong.sum()), remedy, row)
+
+    def note(
+        self, column: str, rule: str, received: str, count: int, remedy: str, row: int = 1
+    ) -> None:
+        """Notes so many cells that cannot be read, the first of them in a row counted from 1."""
         self._faults.setdefault((column, rule), Fault(rule, received, row, remedy))
-        self._counts[column, rule] += int(wrong.sum())
+        self._counts[column, rule] += count
+
+    def include(self, other: "Findings") -> None:
+        """Notes the cells that another has found and that cannot be read."""
+        for (column, rule), fault in other._faults.items():
+            count = other._counts[column, rule]
+            self.note(column, rule, fault.received, count, fault.remedy, fault.row)
 
     def unknown(self, column: str, texts: list[str]) -> None:
         """Counts categories that training has not seen."""

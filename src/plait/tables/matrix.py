@@ -14,6 +14,8 @@ from plait.tables.reading import nearest
 if TYPE_CHECKING:
     import pandas as pd
 
+    from plait.tables.table import Table
+
 LARGEST = float(np.finfo("float32").max)
 
 
@@ -61,33 +63,51 @@ def matrix(frame: "pd.DataFrame", schema: Schema, findings: Findings | None = No
     return np.stack([found[c.name] for c in schema.columns], axis=1).astype("float32")
 
 
-def target(frame: "pd.DataFrame", schema: Schema) -> np.ndarray:
+def target(frame: "pd.DataFrame", schema: Schema, findings: Findings | None = None) -> np.ndarray:
     """Returns the target: class codes `(b,)` as int32, or numbers `(b,)` as float64.
 
+    Args:
+        frame: A table of `b` rows.
+        schema: The target at training time.
+        findings: As for `matrix`, which counts the rows.
+
     Raises:
-        ValueError: If the target is missing, not finite, or holds a label unknown at training.
+        ValueError: If the target is missing; without `findings` also if it is not finite, or holds
+            a label unknown at training.
     """
     require(frame, [schema.target])
     values = frame[schema.target]
+    noted = findings
+    if noted is None:
+        noted = Findings()
+        noted.rows = len(frame)
     if schema.task == "regression":
-        return finite(values, schema.target)
-    found = labels(values, schema.target)
+        found = finite(values, schema.target, noted)
+    else:
+        found = _classes(values, schema, noted)
+    if findings is None:
+        noted.check()
+    return found
+
+
+def _classes(values: "pd.Series", schema: Schema, findings: Findings) -> np.ndarray:
+    """Returns class codes `(b,)`, -1 where there is no label, or none seen in training."""
+    found = label_texts(values, schema.target, findings)
     # Compared as texts: 3 may be read as a number from one file and as a text from another.
     codes = {str(label): i for i, label in enumerate(schema.classes)}
-    numbered = np.array([codes.get(str(label), -1) for label in found.tolist()], "int32")
-    if (numbered < 0).any():
-        findings = Findings()
-        findings.rows = len(values)
+    numbered = np.array([codes.get(label, -1) for label in found.tolist()], "int32")
+    unknown = (numbered < 0) & (found != None)  # noqa: E711 - of each cell
+    if unknown.any():
+        label = found[int(np.argmax(unknown))]
         findings.fault(
             schema.target,
             f"Target {schema.target!r} must hold one of the model's {len(schema.classes)} "
             f"classes ({few(schema.classes)})",
-            repr(found[int(np.argmax(numbered < 0))]),
+            repr(int(label) if cells.prints_back(label) else label),
             values,
-            numbered < 0,
+            unknown,
             "Remove these rows, or train on a table that has them",
         )
-        findings.check()
     return numbered
 
 
@@ -132,13 +152,10 @@ def moments(values: "pd.Series", name: str, findings: Findings) -> dict[str, np.
     return parts
 
 
-def finite(values: "pd.Series", name: str) -> np.ndarray:
-    """Returns a target of numbers `(b,)` as float64; empty cells and others raise."""
-    findings = Findings()
-    findings.rows = len(values)
+def finite(values: "pd.Series", name: str, findings: Findings) -> np.ndarray:
+    """Returns a target of numbers `(b,)` as float64; records empty cells and others."""
     found = numbers(values, name, findings)
     refuse_empty(values, name, findings)
-    findings.check()
     return found
 
 
@@ -156,32 +173,34 @@ def refuse_empty(values: "pd.Series", name: str, findings: Findings) -> None:
         )
 
 
-def labels(values: "pd.Series", name: str) -> np.ndarray:
-    """Returns class labels `(b,)`: unchanged texts, or Python integers that print the same."""
-    findings = Findings()
-    findings.rows = len(values)
+def label_texts(values: "pd.Series", name: str, findings: Findings) -> np.ndarray:
+    """Returns class labels `(b,)` as texts: unchanged ones, or integers as they print.
+
+    An empty cell, and a number that is no integer, is `None` and recorded.
+    """
     refuse_empty(values, name, findings)
-    findings.check()
-    if cells.kind_of(values) == "number" and np.issubdtype(_type(values), np.number):
-        if np.issubdtype(_type(values), np.integer):
-            return np.array([int(value) for value in values], dtype=object)
-        found = finite(values, name)
-        broken = found != np.round(found)
-        if broken.any():
-            findings.fault(
-                name,
-                f"Class labels in {name!r} are texts or integers",
-                f"{found[int(np.argmax(broken))]:g}",
-                values,
-                broken,
-                "Use --task regression, or write the classes as texts",
-            )
-            findings.check()
-        return np.array([int(value) for value in found], dtype=object)
-    texts = values.astype(str).to_numpy(dtype=object)
-    if all(map(cells.prints_back, set(texts.tolist()))):
-        return np.array([int(text) for text in texts.tolist()], dtype=object)
-    return texts
+    if cells.kind_of(values) != "number" or not np.issubdtype(_type(values), np.number):
+        found = values.astype(str).to_numpy(dtype=object, copy=True)
+        found[np.asarray(values.isna())] = None
+        return found
+    if np.issubdtype(_type(values), np.integer):
+        return np.array([str(int(value)) for value in values], dtype=object)
+    numbered = numbers(values, name, findings)
+    there = np.isfinite(numbered)
+    broken = there & (numbered != np.round(numbered))
+    if broken.any():
+        findings.fault(
+            name,
+            f"Class labels in {name!r} are texts or integers",
+            f"{numbered[int(np.argmax(broken))]:g}",
+            values,
+            broken,
+            "Use --task regression, or write the classes as texts",
+        )
+    whole = there & ~broken
+    return np.array(
+        [str(int(n)) if ok else None for n, ok in zip(numbered, whole, strict=True)], dtype=object
+    )
 
 
 def _type(values: "pd.Series") -> Any:
@@ -193,6 +212,8 @@ def _codes(values: "pd.Series", column: Column, findings: Findings) -> np.ndarra
     texts = cells.texts(values)
     categories = column.categories or ()
     known = {text: i for i, text in enumerate(categories)}
+    if cells.truth_values(known.keys() - {""}):
+        texts = np.array([_truth(text) for text in texts.tolist()], dtype=object)
     found = np.array([known.get(text, -1) for text in texts.tolist()], "float32")
     new = found < 0
     if not new.any():
@@ -213,6 +234,11 @@ def _codes(values: "pd.Series", column: Column, findings: Findings) -> np.ndarra
     return found
 
 
+def _truth(text: str) -> str:
+    """Returns a truth value in one spelling, any other text as it stands."""
+    return next(iter(cells.truth_values({text})), text)
+
+
 def _empty_cells(values: "pd.Series", column: Column, schema: Schema, findings: Findings) -> None:
     """Counts empty cells of a column that had none in training, or records them as faults."""
     missing = np.asarray(values.isna())
@@ -224,7 +250,7 @@ def _empty_cells(values: "pd.Series", column: Column, schema: Schema, findings: 
         findings.empty(column.table_name, int(missing.sum()))
 
 
-def require(frame: "pd.DataFrame", names: list[str]) -> None:
+def require(frame: "pd.DataFrame | Table", names: list[str]) -> None:
     """Raises unless a table has these columns."""
     there = [str(name) for name in frame.columns]
     missing = [name for name in names if name not in there]
@@ -257,10 +283,11 @@ __all__ = [
     "LARGEST",
     "few",
     "finite",
-    "labels",
+    "label_texts",
     "matrix",
     "moments",
     "numbers",
+    "refuse_empty",
     "require",
     "target",
 ]

@@ -1,12 +1,13 @@
-"""Tables from files: CSV, Parquet and NPZ, whole or in batches of constant memory."""
+"""Batches of the rows of tables in files: CSV, JSON lines, Parquet and NPZ."""
 
 import collections
 import contextlib
 import difflib
 import gzip
+import itertools
+import json
 import os
 import pathlib
-import re
 import zlib
 from collections.abc import Generator, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -35,60 +36,23 @@ _MAGIC = {".parquet": b"PAR1", ".npz": b"PK\x03\x04"}
 _KINDS = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a zip or NPZ file", b"\x1f\x8b": "gzip"}
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 # Digits that a number would not print back: 007 becomes 7.
-_PADDED = re.compile(r"[+-]?0\d+")
+_PADDED = r"[+-]?0\d+"
 _EXACT = 2**53  # integers above it are not all different as floats
 
-ENDINGS = (".csv", ".csv.gz", ".npz", ".parquet", ".tsv", ".tsv.gz")
+_CELLS = 2**20  # of a batch, about: their texts need some 60 MB
 
-
-def read(path: str | os.PathLike[str], texts: Sequence[str] = ()) -> "pd.DataFrame":
-    r"""Reads a whole table.
-
-    Columns of a CSV file that hold numbers in every row come back as numbers, all others as texts
-    exactly as they stand in the file. Digits that would not print back the same stay texts: 007,
-    and integers beyond 2^53. In an NPZ file each array with one axis is a column, and an
-    array `x` of shape `(b, d)` gives the columns `x0`, `x1`, … A folder is read as the Parquet
-    files in it; folders named `column=value` are a column.
-
-    Args:
-        path: A file that ends in one of `ENDINGS`, or a folder of Parquet files.
-        texts: Columns to leave as texts even if every cell is a number.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, is not what its ending says, or has two columns of one
-            name.
-
-    Example:
-    >>> import pathlib, tempfile
-    >>> from plait.tables import read
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "t.csv"
-    >>> _ = path.write_text("age,sex,code\n40,f,007\n50,m,010\n")
-    >>> frame = read(path)
-    >>> frame["age"].tolist(), frame["sex"].tolist(), frame["code"].tolist()
-    ([40, 50], ['f', 'm'], ['007', '010'])
-    """
-    path = _checked(path)
-    ending = _ending(path)
-    if ending == ".parquet":
-        frame = _parquet(path)
-    elif ending == ".npz":
-        frame = _npz(path)
-    else:
-        with _open(path) as stream:
-            (frame,) = _csv_batches(stream, str(path), _SEPARATORS[ending[:4]], texts, None)
-    if not len(frame):
-        raise ValueError(_empty(str(path)))
-    return frame
+ENDINGS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".npz", ".parquet", ".tsv", ".tsv.gz")
 
 
 def read_batches(
     source: str | os.PathLike[str] | IO[bytes], texts: Sequence[str], rows: int = 8192
 ) -> Frames:
-    """Reads a table in batches, so that memory does not grow with its length.
+    """Reads a table once, in batches, so that memory does not grow with its length.
+
+    Whether a column of CSV holds numbers is decided batch by batch; `Table` looks at all of it.
 
     Args:
-        source: A path as in `read` (an NPZ file is read whole), or a binary stream of CSV.
+        source: A path as in `Table` (an NPZ file is read whole), or a binary stream of CSV.
         texts: Columns to read as texts whatever they look like.
         rows: Rows per batch.
 
@@ -99,19 +63,33 @@ def read_batches(
         FileNotFoundError: If there is no such file.
         ValueError: If the table is empty, or is not what its ending says.
     """
+    for frame in raw_batches(source, rows):
+        if holds_texts(source):
+            numbers = Numbered(texts)
+            numbers.add(frame)
+            frame = numbers.typed(frame)
+        yield frame
+
+
+def raw_batches(source: str | os.PathLike[str] | IO[bytes], rows: int | None = None) -> Frames:
+    """Yields a table in batches, the cells of CSV and JSON lines as texts.
+
+    Args:
+        source: As in `read_batches`.
+        rows: Rows per batch; `None` for as many as make about a million cells.
+    """
     if not isinstance(source, str | os.PathLike):
         name = "standard input"
-        frames = _csv_batches(source, name, ",", texts, rows)
+        frames = _csv_batches(source, name, ",", rows)
     else:
         path = _checked(source)
         name, ending = str(path), _ending(path)
         if ending == ".parquet":
             frames = _parquet_batches(path, rows)
         elif ending == ".npz":
-            whole = _npz(path)
-            frames = (whole[i : i + rows] for i in range(0, len(whole), rows))
+            frames = _npz_batches(path, rows)
         else:
-            frames = _csv_file_batches(path, _SEPARATORS[ending[:4]], texts, rows)
+            frames = _text_batches(path, ending, rows)
     some = False
     with contextlib.closing(frames):
         for frame in frames:
@@ -120,6 +98,74 @@ def read_batches(
                 yield frame
     if not some:
         raise ValueError(_empty(name))
+
+
+def holds_texts(source: str | os.PathLike[str] | IO[bytes]) -> bool:
+    """Returns whether the cells of a table are texts that may be meant as numbers."""
+    if not isinstance(source, str | os.PathLike):
+        return True
+    return _ending(pathlib.Path(source)) not in (".npz", ".parquet")
+
+
+class Numbered:
+    """Which columns of texts hold a number in every row, however these are cut into batches.
+
+    Digits that would not print back stay texts: 007, and integers beyond 2^53.
+
+    Args:
+        texts: Columns that stay texts whatever they look like.
+
+    Example:
+    >>> import pandas as pd
+    >>> from plait.tables.reading import Numbered
+    >>> numbers = Numbered(["code"])
+    >>> for cells in (["1", "2"], ["1.5", None]):
+    ...     numbers.add(pd.DataFrame({"a": cells, "b": ["7", "007"], "code": cells}))
+    >>> numbers.typed(pd.DataFrame({"a": ["1"], "b": ["7"], "code": ["1"]})).to_dict("list")
+    {'a': [1.0], 'b': ['7'], 'code': ['1']}
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = set(texts)
+        self._kinds: dict[str, Any] = {}
+        self._inexact: set[str] = set()
+
+    def add(self, frame: "pd.DataFrame") -> None:
+        """Looks at the next rows."""
+        pandas = need_pandas()
+        types = pandas.api.types
+        for name in frame.columns:
+            if name in self._texts:
+                continue
+            try:
+                numbers = pandas.to_numeric(frame[name])
+            except (ValueError, TypeError):
+                self._texts.add(name)
+                continue
+            if frame[name].str.fullmatch(_PADDED, na=False).any():
+                self._texts.add(name)
+                continue
+            kinds = (self._kinds.get(name, numbers.dtype), numbers.dtype)
+            self._kinds[name] = np.result_type(*kinds)
+            whole = not types.is_float_dtype(numbers.dtype)
+            if whole and (numbers.astype("float64").abs() > _EXACT).any():
+                self._inexact.add(name)
+
+    def typed(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        """Returns rows that were looked at, with numbers for texts where a column holds them."""
+        pandas = need_pandas()
+        columns = {
+            name: pandas.to_numeric(values).astype(self._kinds[name])
+            if self._is_number(name)
+            else values
+            for name, values in frame.items()
+        }
+        return pandas.DataFrame(columns, index=frame.index)
+
+    def _is_number(self, name: str) -> bool:
+        if name in self._texts:
+            return False
+        return name not in self._inexact or np.issubdtype(self._kinds[name], np.floating)
 
 
 def _ending(path: pathlib.Path) -> str:
@@ -190,33 +236,34 @@ def _near(path: pathlib.Path) -> str | None:
     return None
 
 
-def _csv_file_batches(
-    path: pathlib.Path, separator: str, texts: Sequence[str], rows: int
-) -> Frames:
+def _text_batches(path: pathlib.Path, ending: str, rows: int | None) -> Frames:
+    name = str(path)
     with _open(path) as stream:
-        yield from _csv_batches(stream, str(path), separator, texts, rows)
+        try:
+            if ending.startswith(".jsonl"):
+                yield from _json_batches(stream, name, rows)
+            else:
+                yield from _csv_batches(stream, name, _SEPARATORS[ending[:4]], rows)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                message(f"{name} must be a whole gzip file", str(error), "Write it again")
+            ) from error
 
 
-def _csv_batches(
-    stream: IO[bytes], name: str, separator: str, texts: Sequence[str], rows: int | None
-) -> Frames:
-    """Yields tables, empty cells as NaN; all rows at once if `rows` is `None`."""
+def _csv_batches(stream: IO[bytes], name: str, separator: str, rows: int | None) -> Frames:
+    """Yields tables of texts, empty cells as NaN."""
     pandas = need_pandas()
     remedy = "Save it as comma-separated text in UTF-8, with one header line"
     first = 0
     try:
         # The header is read as the first row: pandas would rename columns of one name.
         with pandas.read_csv(stream, sep=separator, iterator=True, **_CSV) as reader:
-            header = reader.get_chunk(1)
-            names = _header(header.iloc[0].tolist(), name)
-            while (frame := _next(reader, rows)) is not None or first == 0:
-                frame = header.iloc[1:] if frame is None else frame
+            names = _header(reader.get_chunk(1).iloc[0].tolist(), name)
+            while (frame := _next(reader, rows or _rows(names))) is not None:
                 frame.columns = names
                 frame.index = range(first, first + len(frame))
-                yield _numbers(frame.mask(frame.isin(_MISSING)), texts)
-                if rows is None or not len(frame):
-                    break
                 first += len(frame)
+                yield frame.mask(frame.isin(_MISSING))
     except pandas.errors.EmptyDataError as error:
         raise ValueError(_empty(name)) from error
     except pandas.errors.ParserError as error:
@@ -228,18 +275,92 @@ def _csv_batches(
         raise ValueError(
             message(f"{name} must be text in UTF-8", f"{error.reason}", remedy)
         ) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            message(f"{name} must be a whole gzip file", str(error), "Write it again")
-        ) from error
 
 
-def _next(reader: Any, rows: int | None) -> "pd.DataFrame | None":
-    """Returns the next rows of a reader of pandas, all that are left if `rows` is `None`."""
+def _next(reader: Any, rows: int) -> "pd.DataFrame | None":
+    """Returns the next rows of a reader of pandas, `None` if none is left."""
     try:
-        return reader.read() if rows is None else reader.get_chunk(rows)
+        return reader.get_chunk(rows)
     except StopIteration:
         return None
+
+
+def _rows(names: Sequence[str]) -> int:
+    """Returns the rows of a batch of so many columns."""
+    return max(1, _CELLS // len(names))
+
+
+# Numbers as they are written: `1.50` is no class label 1.5.
+_JSON = json.JSONDecoder(object_pairs_hook=list, parse_float=str, parse_int=str, parse_constant=str)
+
+
+def _json_batches(stream: IO[bytes], name: str, rows: int | None) -> Frames:
+    """Yields tables of texts from lines of JSON, one object each; null as NaN."""
+    pandas = need_pandas()
+    lines = enumerate(stream, 1)
+    records = (_record(line, number, name) for number, line in lines if line.strip())
+    head = next(records, None)
+    if head is None:
+        return
+    names = list(head[1])
+    _different(names, name)
+    if not names:
+        raise ValueError(_bad_line(name, 1, "an object without keys"))
+    first, every = 0, itertools.chain([head], records)
+    while batch := list(itertools.islice(every, rows or _rows(names))):
+        for number, record in batch:
+            more = [key for key in record if key not in head[1]]
+            if more:
+                raise ValueError(
+                    message(
+                        f"Every line of {name} must have keys of its first",
+                        f"{more[0]!r} in line {number}",
+                        "Write null for it in the first line, if it is a column",
+                    )
+                )
+        columns = {key: [record.get(key, "") for _, record in batch] for key in names}
+        frame = pandas.DataFrame(columns, index=range(first, first + len(batch)), dtype=str)
+        first += len(batch)
+        yield frame.mask(frame.isin(_MISSING))
+
+
+def _record(line: bytes, number: int, name: str) -> tuple[int, dict[str, str]]:
+    """Returns the number of a line and its cells."""
+    try:
+        pairs = _JSON.decode(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            message(
+                f"{name} must be text in UTF-8", f"{error.reason} in line {number}", "Write it so"
+            )
+        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(_bad_line(name, number, str(error))) from error
+    if not line.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
+        raise ValueError(_bad_line(name, number, "another value"))
+    _different([key for key, _ in pairs], f"line {number} of {name}")
+    return number, {key: _cell(value, key, number, name) for key, value in pairs}
+
+
+def _cell(value: Any, key: str, number: int, name: str) -> str:
+    """Returns a value of JSON as the text of a cell."""
+    if isinstance(value, list):
+        raise ValueError(
+            message(
+                f"A cell of {name} is a number, a text, true, false or null",
+                f"a list or an object in {key!r} of line {number}",
+                "Give each of its values a key of its own, or leave it out",
+            )
+        )
+    return "" if value is None else str(value)
+
+
+def _bad_line(name: str, number: int, received: str) -> str:
+    return message(
+        f"Every line of {name} must be a JSON object",
+        f"{received} in line {number}",
+        "Write one object a line, without commas between them",
+    )
 
 
 def _header(cells: list[Any], name: str) -> list[str]:
@@ -262,30 +383,6 @@ def _different(names: Sequence[str], name: str) -> None:
         )
 
 
-def _numbers(frame: "pd.DataFrame", texts: Sequence[str]) -> "pd.DataFrame":
-    """Turns columns of texts into numbers where every cell that is not empty is one."""
-    pandas = need_pandas()
-    types = pandas.api.types
-    columns = {}
-    for name in frame.columns:
-        column = frame[name]
-        columns[name] = column
-        if name in texts or types.is_numeric_dtype(column.dtype):
-            continue
-        if types.infer_dtype(column, skipna=True) not in ("string", "empty"):
-            continue
-        try:
-            numbers = pandas.to_numeric(column)
-        except (ValueError, TypeError):
-            continue
-        whole = types.is_integer_dtype(numbers.dtype) or not types.is_float_dtype(numbers.dtype)
-        if not any(map(_PADDED.fullmatch, column.dropna().unique())) and not (
-            whole and (numbers.astype("float64").abs() > _EXACT).any()
-        ):
-            columns[name] = numbers
-    return pandas.DataFrame(columns, index=frame.index)
-
-
 def _parquet_files(folder: pathlib.Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*.parquet") if path.is_file())
 
@@ -304,29 +401,28 @@ def _parquet_data(path: pathlib.Path) -> Any:
     return data
 
 
-def _parquet(path: pathlib.Path) -> "pd.DataFrame":
-    need_pandas()
-    import pyarrow
-
-    try:
-        return _parquet_data(path).to_table().to_pandas().reset_index(drop=True)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(_not_what_it_says(path, "is damaged")) from error
-
-
-def _parquet_batches(path: pathlib.Path, rows: int) -> Frames:
+def _parquet_batches(path: pathlib.Path, rows: int | None) -> Frames:
     need_pandas()
     import pyarrow
 
     first = 0
     try:
-        for batch in _parquet_data(path).to_batches(batch_size=rows):
+        data = _parquet_data(path)
+        size = rows or _rows(data.schema.names)
+        # Without reading ahead, which holds many batches at once.
+        for batch in data.to_batches(batch_size=size, batch_readahead=1, fragment_readahead=1):
             frame = batch.to_pandas()
             frame.index = range(first, first + len(frame))
             first += len(frame)
             yield frame
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(_not_what_it_says(path, "is damaged")) from error
+
+
+def _npz_batches(path: pathlib.Path, rows: int | None) -> Frames:
+    whole = _npz(path)
+    size = rows or _rows(list(whole.columns))
+    yield from (whole[i : i + size] for i in range(0, len(whole), size))
 
 
 def _npz(path: pathlib.Path) -> "pd.DataFrame":
@@ -405,4 +501,13 @@ def need_pandas() -> Any:
     return pandas
 
 
-__all__ = ["ENDINGS", "nearest", "need_pandas", "read", "read_batches"]
+__all__ = [
+    "ENDINGS",
+    "Frames",
+    "Numbered",
+    "holds_texts",
+    "nearest",
+    "need_pandas",
+    "raw_batches",
+    "read_batches",
+]

@@ -16,6 +16,8 @@ from plait.typing import Nested
 # Rows that are read at a time: no more, and fewer where they are wide.
 _ROWS = 2**14
 _BYTES = 2**25
+# Rows in any order that are read from one map: each may bring pages of its own into memory.
+_SCATTERED = 2**9
 
 
 class OnDisk:
@@ -61,7 +63,13 @@ class OnDisk:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return np.array(self._mapped("r")[rows])
+        if not isinstance(rows, np.ndarray) or rows.dtype == bool or len(rows) <= _SCATTERED:
+            return np.array(self._mapped("r")[rows])
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for start in range(0, len(rows), _SCATTERED):
+            part = slice(start, start + _SCATTERED)
+            found[part] = self._mapped("r")[rows[part]]
+        return found
 
     def __setitem__(self, rows: Any, values: Any) -> None:
         self._mapped("r+")[rows] = values
