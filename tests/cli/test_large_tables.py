@@ -43,19 +43,10 @@ def test_fit_learns_the_same_from_a_file(plait, fitted, printed, little_memory, 
 
 @pytest.mark.parametrize("gate", ["linear", "auto"])
 def test_blend_learns_the_same_from_a_file(plait, fitted, request, tmp_path, gate):
-    models = [tmp_path / "a.keras", tmp_path / "b.keras"]
+    models = [tmp_path / "a.keras", tmp_path / "bb.keras"]
     for model in models:
-        plait(
-            "fit",
-            fitted / "t.csv",
-            "--target",
-            "kind",
-            *FIT,
-            "--seed",
-            len(model.stem),
-            "-o",
-            model,
-        )
+        made = ["fit", fitted / "t.csv", "--target", "kind", *FIT, "--seed", len(model.name)]
+        assert plait(*made, "-o", model).exit_code == 0
 
     def blend():
         result = plait(
