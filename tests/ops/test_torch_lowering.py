@@ -104,6 +104,38 @@ def test_chains_of_products_additions_and_pointwise_functions(chain, inner, seed
             torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
 
 
+READERS = {
+    "a bias": (lambda x, w, b: torch.matmul(x, w) + b, [True]),
+    "a bias first": (lambda x, w, b: torch.add(b, torch.matmul(x, w)), [True]),
+    "on its device": (lambda x, w, b: torch.matmul(x, w).to("cpu").to(x.dtype) + b, [True]),
+    "einsum": (lambda x, w, b: torch.einsum("ab,bc->ac", x, w) + b, [True]),
+    "another function": (lambda x, w, b: torch.matmul(x, w).tanh() + b, [False]),
+    "nobody": (lambda x, w, b: torch.matmul(x, w), [False]),
+    "a scaled bias": (lambda x, w, b: torch.add(torch.matmul(x, w), b, alpha=2), [False]),
+    "rows": (lambda x, w, b: torch.matmul(x, w) + x, [False]),
+    "a bias, then rows": (lambda x, w, b: (lambda y: y + b + y)(torch.matmul(x, w)), [True, False]),
+    "rows, then a bias": (lambda x, w, b: (lambda y: y * y + (y + b))(torch.matmul(x, w)), [False]),
+    "a list": (lambda x, w, b: torch.cat([torch.matmul(x, w), x], -1).sum(-1, True) + b, [False]),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_product_and_the_bias_that_reads_it_are_one_pass(rng, reader, monkeypatch):
+    function, passes = READERS[reader]
+    found, product = [], Runs.product
+
+    def noting(runs, x, w, b=None):
+        found.append(b is not None)
+        return product(runs, x, w, b)
+
+    variables, x = [values(rng, E, D, D), values(rng, E, D)], values(rng, R, D)
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(Runs, "product", noting)
+        lowered(lambda own, rows: [function(rows[0], *own)], variables, [x], RUNS)
+    assert found == passes
+    agree(lambda own, rows: [function(rows[0], *own)], variables, x)
+
+
 @pytest.mark.parametrize("inner", [(), (2,)])
 @pytest.mark.parametrize("step", STEPS)
 def test_grouped_products_are_those_by_expert(rng, step, inner, monkeypatch):

@@ -2,9 +2,10 @@
 
 Most experts are sequences of products with variables, additions and pointwise functions. Such a
 function is called once on the rows of all experts, sorted by expert: a product with a variable
-becomes one product for each run of rows, and pointwise functions apply unchanged. The function is
-called with tensors of two subclasses: rows, and variables that represent those of each row's
-expert. An operation that is not known to act on each row separately raises `NotLoweredError`.
+becomes one product for each run of rows, in one pass with the bias that is added to it, and
+pointwise functions apply unchanged. The function is called with tensors of two subclasses: rows,
+and variables that represent those of each row's expert. An operation that is not known to act on
+each row separately raises `NotLoweredError`.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 
 from plait.ops.backend.common import NotLoweredError
 
@@ -36,6 +38,7 @@ def lowered(function, variables, rows, runs):
     """
     own = [_Variable.of(variable, runs) for variable in variables]
     results = function(own, [_rows(tensor) for tensor in rows])
+    results = [y.made() if type(y) is _Pending else y for y in results]
     if not all(type(y) is _Rows and y.shape[0] == runs.num_rows for y in results):
         raise NotLoweredError("an output that is not made of the rows")
     return [y.as_subclass(torch.Tensor) for y in results]
@@ -69,10 +72,16 @@ class Runs:
             self._expert = torch.repeat_interleave(loads)
         return self._expert
 
-    def product(self, x, w):
-        """Returns `y[i] = x[i] @ w[expert of i]`: `(r, t, d)` and `(e, d, u)` to `(r, t, u)`."""
+    def product(self, x, w, b=None):
+        """Returns `y[i] = x[i] @ w[expert of i]`: `(r, t, d)` and `(e, d, u)` to `(r, t, u)`.
+
+        With `b`, `(e, u)`, it is added in the same pass.
+        """
         y = x.new_empty((*x.shape[:-1], w.shape[-1]))
-        self._write(torch.mm, y, x, w)
+        if b is None:
+            self._write(torch.mm, y, x, w)
+        else:
+            self._write(_addmm, y, x, w, b)
         return y
 
     def outer(self, x, g):
@@ -99,14 +108,20 @@ class Runs:
             torch.sum(x[a:b], 0, out=slices[expert])
         return p
 
-    def _write(self, function, y, x, variable):
-        """Writes `function(x, variable)` to `y`, run by run."""
+    def _write(self, function, y, x, *variables):
+        """Writes `function(x, *variables)` to `y`, run by run."""
         flat = (y.flatten(1, -2), x.flatten(1, -2)) if y.ndim > 2 else (y, x)
         times = flat[0].shape[1] if y.ndim > 2 else 1
         y, x = (tensor.reshape(-1, tensor.shape[-1]) for tensor in flat)
-        slices = variable.unbind() if 4 * len(self.used) > self.num_experts else variable
+        most = 4 * len(self.used) > self.num_experts
+        stacks = [variable.unbind() if most else variable for variable in variables]
         for expert, a, b in self.used:
-            function(x[a * times : b * times], slices[expert], out=y[a * times : b * times])
+            own = [stack[expert] for stack in stacks]
+            function(x[a * times : b * times], *own, out=y[a * times : b * times])
+
+
+def _addmm(x, w, b, out):
+    torch.addmm(b, x, w, out=out)
 
 
 class GroupedRuns:
@@ -137,10 +152,11 @@ class GroupedRuns:
             self._expert = torch.searchsorted(self._ends.long(), rows, right=True)
         return self._expert
 
-    def product(self, x, w):
+    def product(self, x, w, b=None):
         """See `Runs.product`."""
         flat = x.flatten(0, -2)
-        return self._grouped(flat, w, flat.shape[0]).unflatten(0, x.shape[:-1])
+        y = self._grouped(flat, w, flat.shape[0]).unflatten(0, x.shape[:-1])
+        return y if b is None else self.add(y, b)
 
     def outer(self, x, g):
         """See `Runs.outer`."""
@@ -192,6 +208,33 @@ class _Product(torch.autograd.Function):
         to_x = _apply(_Product, gradient, w.mT, ctx.runs) if ctx.needs_input_grad[0] else None
         to_w = _apply(_Outer, x, gradient, ctx.runs) if ctx.needs_input_grad[1] else None
         return to_x, to_w, None
+
+
+class _Affine(torch.autograd.Function):
+    """`y[i] = x[i] @ w[expert of i] + b[expert of i]`, with `b` of shape `(e, u)`."""
+
+    @staticmethod
+    def forward(x, w, b, runs):
+        return runs.product(x, w, b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, w, _, ctx.runs = inputs
+        ctx.save_for_backward(x, w)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, w = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        wanted = ctx.needs_input_grad
+        axes = tuple(range(1, gradient.ndim - 1))
+        rows = gradient.sum(axes) if axes else gradient
+        return (
+            _apply(_Product, gradient, w.mT, ctx.runs) if wanted[0] else None,
+            _apply(_Outer, x, gradient, ctx.runs) if wanted[1] else None,
+            _apply(_SumRows, rows, ctx.runs) if wanted[2] else None,
+            None,
+        )
 
 
 class _Outer(torch.autograd.Function):
@@ -282,6 +325,11 @@ class _Lowered(torch.Tensor):
                 if isinstance(answer, torch.Tensor):  # for example `x.T`
                     raise NotLoweredError(name)
                 return answer
+            if _Pending in types:
+                if name == "to" and _is_there(*args, **kwargs):
+                    return args[0]
+                if name not in ("add", "radd") or not _is_affine(*args, **kwargs):
+                    args, kwargs = tree_map_only(_Pending, _Pending.made, (args, kwargs))
             in_place = name != func.__name__ and not func.__name__.startswith("_")
             own = [a for a in args if isinstance(a, _Variable)]
             if any(isinstance(a, _Variable) for a in kwargs.values()):
@@ -303,6 +351,32 @@ class _Lowered(torch.Tensor):
 
 class _Rows(_Lowered):
     """The rows of all experts, `(r, …)`."""
+
+
+class _Pending(_Rows):
+    """A product that is not computed before it is read: what adds to it does both in one pass.
+
+    Attributes:
+        operands: Rows, a stack of variables and the runs.
+        value: The product, once it is known.
+    """
+
+    operands: tuple[Any, ...]
+    value: _Rows | None
+
+    @classmethod
+    def of(cls, x, w, runs):
+        """Returns the product `(r, …, u)` of rows `(r, …, d)` and a stack `(e, d, u)`."""
+        one = torch.empty((), dtype=x.dtype, device=x.device)
+        pending = one.expand(*x.shape[:-1], w.shape[-1]).as_subclass(cls)
+        pending.operands, pending.value = (x, w, runs), None
+        return pending
+
+    def made(self):
+        """Returns the product."""
+        if self.value is None:
+            self.value = _rows(_apply(_Product, *self.operands))
+        return self.value
 
 
 class _Variable(_Lowered):
@@ -363,11 +437,39 @@ def _product(runs, x, w, **options):
         raise NotLoweredError("matmul")
     if options:
         raise NotLoweredError("matmul with options")
-    return _apply(_Product, _plain(x), w.stack, runs)
+    return _Pending.of(_plain(x), w.stack, runs)
+
+
+def _is_there(x, *args, **kwargs):
+    """Whether `x.to(…)` is `x`: it has that dtype, and is on that device."""
+    for asked in (*args, *kwargs.values()):
+        if isinstance(asked, torch.dtype):
+            same = asked == x.dtype
+        else:
+            same = isinstance(asked, (str, torch.device)) and torch.device(asked) == x.device
+        if not same:
+            return False
+    return True
+
+
+def _is_affine(x, b, **options):
+    """Whether a product that is not computed yet is added to a bias."""
+    product, bias = (b, x) if isinstance(x, _Variable) else (x, b)
+    return (
+        type(product) is _Pending
+        and isinstance(bias, _Variable)
+        and product.value is None
+        and bias.shape == product.shape[-1:]
+        and bias.dtype == product.dtype
+        and not options
+    )
 
 
 def _add(runs, x, b, **options):
     rows, variable = (b, x) if isinstance(x, _Variable) else (x, b)
+    if type(rows) is _Pending:
+        x, w, _ = rows.operands
+        return _apply(_Affine, x, w, variable.stack, runs)
     bias = type(rows) is _Rows and rows.ndim > 1 and variable.ndim == 1
     if bias and rows.shape[-1] == variable.shape[0] and not options:
         return _apply(_Add, _plain(rows), variable.stack, runs)
@@ -392,8 +494,9 @@ def _einsum(runs, equation, *operands):
     rows = _plain(x).flatten(len(kept)) if len(summed) > 1 else _plain(x)
     stack = w.stack.flatten(1, len(summed)) if len(summed) > 1 else w.stack
     stack = stack.flatten(2) if len(new) > 1 else stack
-    y = _apply(_Product, rows, stack, runs)
-    return y.unflatten(-1, w.shape[len(summed) :]) if len(new) > 1 else y
+    if len(new) == 1:
+        return _Pending.of(rows, stack, runs)
+    return _apply(_Product, rows, stack, runs).unflatten(-1, w.shape[len(summed) :])
 
 
 def _plain(rows):
