@@ -98,6 +98,36 @@ def check_chain(chain, inner, seed):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9 * (1 + float(jnp.abs(b).max())))
 
 
+SCALARS = {
+    "where": lambda x, s: jnp.where(s > 0, x, -x),
+    "select": lambda x, s: jax.lax.select(s > 0, x, -x),
+    "clamp": lambda x, s: jax.lax.clamp(-jnp.abs(s), x, jnp.abs(s)),
+    "scale": lambda x, s: s - x / s,
+}
+
+
+@pytest.mark.parametrize("inner", [(), (2,)])
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_scalar_variable_meets_rows(rng, name, inner):
+    function = lambda own, rows: [SCALARS[name](rows[0], own[0])]  # noqa: E731
+    s, x = values(rng, E), values(rng, R, *inner, D)
+    found, wanted = lowered(function, [s], [x], runs())[0], one_by_one(function, [s], x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_of_a_small_dtype_are_summed_over_many_rows(dtype):
+    """In float32: sums of ones in bfloat16 stay at 256."""
+    r = 8192
+    function = lambda own, rows: [rows[0] + own[0]]  # noqa: E731
+    parts, x = Runs.of(jnp.array([0, r // 2, r], "int32"), r), jnp.ones((r, 1), dtype)
+
+    def total(b):
+        return lowered(function, [b], [x], parts)[0].astype("float32").sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.zeros((2, 1), dtype)), r // 2)
+
+
 @pytest.mark.parametrize(
     ("equation", "units"), [("ab,bc->ac", (4,)), ("abc,cd->abd", (4,)), ("abc,cde->abde", (4, 2))]
 )
@@ -123,6 +153,10 @@ BAD = {
     "cumulated": lambda w, x: jnp.cumsum(x, 0),
     "softmax over rows": lambda w, x: jax.nn.softmax(x, axis=0),
     "numbers of rows": lambda w, x: x + jnp.arange(R, dtype="float32")[:, None],
+    "a triangle": lambda w, x: x * jnp.tril(jnp.ones((R, D))),
+    "numbers of rows, transposed": lambda w, x: x * jax.lax.broadcasted_iota("int32", (D, R), 1).T,
+    "numbers of rows, counted": lambda w, x: x * jnp.cumsum(jnp.ones((R, 1)), 0),
+    "a table of the rows": lambda w, x: x * np.linspace(0, 1, R, dtype="float32")[:, None],
     "random": lambda w, x: x * jax.random.uniform(jax.random.key(w[0, 0].astype("int32")), x.shape),
     "sorted": lambda w, x: jnp.sort(x, 0),
     "a loop": lambda w, x: jax.lax.fori_loop(0, 2, lambda i, y: y @ w, x),

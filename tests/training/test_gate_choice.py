@@ -104,6 +104,23 @@ def test_candidates_are_checked(rng):
         choose_gate(build, x, y, ("linear",), outputs=outputs, held_out=0.5)
 
 
+def test_losses_of_which_none_is_finite_are_told(rng):
+    x, y, outputs = given(rng, 20)
+    outputs[3] = np.nan
+    with pytest.raises(ValueError, match="'uniform': nan"):
+        choose_gate(build, x, y, ("uniform",), outputs=outputs)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_class_weights_are_in_float32_at_least(dtype):
+    gate = ClassWeights(3, None, dtype=dtype)
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, gate(inputs))
+    found = model(np.zeros((1, 2), "float32"))
+    assert keras.backend.standardize_dtype(found.dtype) == model.output.dtype == "float32"
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(found), 1 / 3, rtol=1e-6)
+
+
 def test_weights_per_class_learn_whom_to_trust_on_which_class(rng):
     """The first expert tells class 0 from the rest, the second class 2."""
     y = rng.integers(0, 3, 300)

@@ -80,6 +80,10 @@ class ClassWeights(keras.layers.Layer):
         """The weights of one example."""
         return (self.num_experts,) if self.units is None else (self.units, self.num_experts)
 
+    @property
+    def _dtype(self) -> str:
+        return keras.backend.result_type(self.variable_dtype, "float32")
+
     def build(self, input_shape: Shapes) -> None:
         """Creates the deviations."""
         del input_shape
@@ -88,6 +92,8 @@ class ClassWeights(keras.layers.Layer):
             initializer="zeros",
             regularizer=keras.regularizers.L2(self.l2),
             name="deviations",
+            dtype=self._dtype,
+            autocast=False,
         )
 
     def call(self, inputs: Nested) -> Tensor:
@@ -104,7 +110,7 @@ class ClassWeights(keras.layers.Layer):
     def compute_output_spec(self, inputs: Nested) -> keras.KerasTensor:
         """One weight per expert, or per class and expert."""
         rows = tree.flatten(inputs)[0].shape[0]
-        return keras.KerasTensor((rows, *self._shape), self.variable_dtype)
+        return keras.KerasTensor((rows, *self._shape), self._dtype)
 
     def get_config(self) -> Config:
         """Returns the constructor's arguments."""

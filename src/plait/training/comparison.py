@@ -41,7 +41,8 @@ def compare(
     (0.2, 0.0577)
     """
     losses = {name: np.asarray(values, "float64") for name, values in held_out.items()}
-    best = min(losses, key=lambda name: float(losses[name].mean()))
+    means = {name: float(values.mean()) for name, values in losses.items()}
+    best = min(means, key=lambda name: (np.isnan(means[name]), means[name]))
     rows = len(losses[best])
     place = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
     n = int(place.max()) + 1
@@ -50,7 +51,7 @@ def compare(
         behind = values - losses[best]
         off = np.bincount(place, behind - behind.mean(), minlength=n)
         error = np.sqrt((off**2).sum() * n / max(1, n - 1)) / rows
-        found[name] = Held(float(values.mean()), float(behind.mean()), float(error))
+        found[name] = Held(means[name], float(behind.mean()), float(error))
     return found
 
 

@@ -80,7 +80,7 @@ def choose_gate(
         `GateChoice`.
 
     Raises:
-        ValueError: If there is no candidate, or the share leaves no row.
+        ValueError: If there is no candidate, the share leaves no row, or no loss is finite.
 
     Example:
     >>> import keras, numpy as np, plait
@@ -124,13 +124,21 @@ def choose_gate(
             found[name][apart] = _losses(mixture, _take(x, apart), y[apart], outputs[apart])
         lengths[name] = round(float(np.median(stops)))
     held = compare(found, groups)
+    losses = {name: each.loss for name, each in held.items()}
+    if not np.isfinite(list(losses.values())).any():
+        raise ValueError(
+            message(
+                "`choose_gate` compares losses on held-out rows, of which one must be finite",
+                f"{losses}",
+                "Remove rows with NaN or infinity from `x`, `y` and `outputs`",
+            )
+        )
     chosen = simplest(held, names)
     mixture = build(chosen)
     if lengths[chosen]:
         fit_gate(
             mixture, x, y, outputs=outputs, epochs=lengths[chosen], batch_size=batch_size, verbose=0
         )
-    losses = {name: each.loss for name, each in held.items()}
     return GateChoice(chosen, mixture, losses, {name: each.error for name, each in held.items()})
 
 

@@ -102,6 +102,8 @@ def lowered(
 
 def _run(jaxpr: Any, constants: Any, given: list[_Value], runs: Runs) -> list[_Value]:
     """Applies the operations of a jaxpr."""
+    if any(runs.num_rows in jnp.shape(constant) for constant in constants):
+        raise NotLoweredError("a constant as long as there are rows")
     known = dict(zip(jaxpr.constvars, map(_Constant, constants), strict=True))
     known |= dict(zip(jaxpr.invars, given, strict=True))
 
@@ -122,18 +124,23 @@ def _apply(equation: Any, operands: list[_Value], runs: Runs) -> list[_Value]:
     if equation.effects or not equation.outvars:
         raise NotLoweredError(name)
     shape = equation.outvars[0].aval.shape
-    if name in _CALLS and {_Rows, _Variable} & set(kinds):
+    if name in _CALLS:
         inner = equation.params[_CALLS[name]]
         results = _run(inner.jaxpr, inner.consts, operands, runs)
         if name not in _WITH_DERIVATIVES:
             return results
         if _Variable in kinds:
             raise NotLoweredError(f"{name} of variables")
+        if _Rows not in kinds:
+            return list(map(_Constant, _bind(equation, values)))
         # Every operation inside acts row by row; the call itself knows its derivative.
         return list(map(_Rows, _bind(equation, values)))
     if set(kinds) <= {_Constant}:
-        if name == "iota" and shape[0] == runs.num_rows and equation.params["dimension"] == 0:
-            raise NotLoweredError("the numbers of the rows")
+        # A constant is the same along an axis as long as there are rows, which may be theirs: what
+        # numbers them, draws for them or reorders them differs by row.
+        long = any(runs.num_rows in atom.aval.shape for atom in equation.outvars)
+        if long and name != "broadcast_in_dim" and name not in _POINTWISE:
+            raise NotLoweredError(f"{name} along the rows")
         return list(map(_Constant, _bind(equation, values)))
     if _Rows not in kinds:
         if name == "broadcast_in_dim" and shape[:1] == (runs.num_rows,):
@@ -147,7 +154,7 @@ def _apply(equation: Any, operands: list[_Value], runs: Runs) -> list[_Value]:
         x, stack = values
         return [_product(equation.params, x, stack, shape, runs)]
     if name in _POINTWISE:
-        by_row = [_by_row(*pair, len(shape), runs) for pair in zip(operands, shapes, strict=True)]
+        by_row = [_by_row(*pair, shape, runs) for pair in zip(operands, shapes, strict=True)]
         return list(map(_Rows, _bind(equation, by_row)))
     if _Variable in kinds or not _KEEPS_ROWS.get(name, _never)(kinds, shape, equation.params):
         raise NotLoweredError(name)
@@ -162,14 +169,31 @@ def _bind(equation: Any, values: Any) -> list[jax.Array]:
     return list(result) if primitive.multiple_results else [result]
 
 
-def _by_row(operand: _Value, shape: tuple[int, ...], rank: int, runs: Runs) -> Any:
-    """Returns an operand of a pointwise operation, a variable as that of each row's expert."""
+def _by_row(operand: _Value, own: tuple[int, ...], shape: tuple[int, ...], runs: Runs) -> Any:
+    """Returns an operand of a pointwise operation, a variable as that of each row's expert.
+
+    Args:
+        operand: The operand.
+        own: Its shape in the function.
+        shape: The shape of the result.
+        runs: Which rows are whose.
+    """
     if not isinstance(operand, _Variable):
         return operand.value
-    if shape and shape[0] != 1:
+    if own and own[0] != 1:
         raise NotLoweredError("a variable of as many axes as the rows")
-    inner = shape[1:] or (1,) * (rank - 1)
-    return operand.value[runs.expert].reshape(runs.num_rows, *inner)
+    by_row = _gathered(operand.value, runs)
+    if own:
+        return by_row.reshape(runs.num_rows, *own[1:])
+    # Of the full shape: a choice or a clamp takes a scalar or that, and no broadcasting.
+    return jax.lax.broadcast_in_dim(by_row, shape, (0,))
+
+
+def _gathered(stack: Any, runs: Runs) -> Any:
+    """Returns `stack[runs.expert]`, whose gradient is summed in float32 or better."""
+    if jnp.issubdtype(stack.dtype, jnp.floating) and jnp.finfo(stack.dtype).bits < 32:
+        return stack.astype("float32")[runs.expert].astype(stack.dtype)
+    return stack[runs.expert]
 
 
 def _spread(stack: Any, params: Any, shape: tuple[int, ...], runs: Runs) -> _Rows:
@@ -177,7 +201,7 @@ def _spread(stack: Any, params: Any, shape: tuple[int, ...], runs: Runs) -> _Row
     axes = params["broadcast_dimensions"]
     if 0 in axes:  # of length 1: no axis of a variable is as long as there are rows
         stack, axes = stack[:, 0], axes[1:]
-    return _Rows(jax.lax.broadcast_in_dim(stack[runs.expert], shape, (0, *axes)))
+    return _Rows(jax.lax.broadcast_in_dim(_gathered(stack, runs), shape, (0, *axes)))
 
 
 def _product(params: Any, x: Any, stack: Any, shape: tuple[int, ...], runs: Runs) -> _Rows:
