@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from plait.cli import data, fit
@@ -125,6 +126,12 @@ def test_groups_of_a_large_table_are_held_out_whole(
     folds = data.folds_of(np.arange(240.0), groups, 0)
     for group in range(12):
         assert len(set(folds[groups == group])) == 1
+
+
+def test_numbers_of_groups_are_the_same_beside_empty_cells(tmp_path):
+    pd.DataFrame({"who": pd.array([7, None, 7, 8], "Int64")}).to_parquet(tmp_path / "t.parquet")
+    table = Table(tmp_path / "t.parquet", ["who"], size=2)
+    assert data.group_codes(table, "who").tolist() == [1, 0, 1, 2]
 
 
 def test_a_large_table_holds_out_no_more_than_is_measured_on(monkeypatch):

@@ -4,6 +4,8 @@ import tracemalloc
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from plait.tables import read, read_batches
@@ -113,3 +115,32 @@ def test_arrays_that_are_no_columns_are_refused(tmp_path, arrays, match):
     np.savez(tmp_path / "t.npz", **arrays)
     with pytest.raises(ValueError, match=match):
         read(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        (pa.array([1]), pa.array([1.5]), [1.0, 1.5]),
+        (pa.array([1], pa.int8()), pa.array([300]), [1, 300]),
+        (pa.nulls(1), pa.array(["u"]), [None, "u"]),
+        (pa.array(["u"]).dictionary_encode(), pa.array(["v"]), ["u", "v"]),
+        (pa.array(["u"]), pa.array(["v"]).dictionary_encode(), ["u", "v"]),
+        (None, pa.array(["u"]), [None, "u"]),
+        (pa.array(["u"]), None, ["u", None]),
+    ],
+)
+def test_a_column_of_a_folder_is_what_holds_it_in_all_files(tmp_path, first, second, both):
+    for name, column in (("1", first), ("2", second)):
+        table = pa.table({"y": [7]} if column is None else {"y": [7], "x": column})
+        (tmp_path / f"k={name}").mkdir()
+        pq.write_table(table, tmp_path / f"k={name}" / "t.parquet")
+    frame = read(tmp_path)
+    assert frame["x"].astype(object).where(frame["x"].notna(), None).tolist() == both
+    assert (frame["y"].tolist(), frame["k"].tolist()) == ([7, 7], [1, 2])
+
+
+def test_files_of_a_folder_that_disagree_are_refused(tmp_path):
+    for name, column in (("1", [1]), ("2", ["u"])):
+        pq.write_table(pa.table({"x": column}), tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"of one type in all files of .*Field x.*int64 vs string"):
+        read(tmp_path)

@@ -51,6 +51,10 @@ LATE = {
     "a padded number": [*range(ROWS - 1), "007"],
     "an inexact integer": [*range(ROWS - 1), 2**53 + 1],
     "a fraction beside inexact integers": [*[2**53 + 1] * (ROWS - 1), "0.5"],
+    "an integer of 64 bits": [*range(ROWS - 1), 2**63 + 1],
+    "an integer of 64 bits beside a negative one": [*range(-1, ROWS - 2), 2**63 + 1],
+    "an integer of more bits beside a fraction": [*["0.5"] * (ROWS - 1), 10**23],
+    "a gap beside inexact integers": [*range(2**53, 2**53 + ROWS - 1), ""],
     "no date": [*["2024-01-31", "2023-01-31"] * 5, "2024-01-30", "soon"],
     "no truth value": [*["true"] * (ROWS - 1), "perhaps"],
     "the only value": [*[""] * (ROWS - 1), 3],
@@ -134,6 +138,23 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
     path.write_text("a,y\n1,u\n2,v\n3,u\n")
     with pytest.raises(ValueError, match=r"must stay as it is.*Received: 3 rows where 2 were"):
         list(table.batches())
+
+
+def test_a_file_that_loses_a_column_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n1,u\n2,v\n")
+    table = Table(path, size=1)
+    path.write_text("b,y\n1,u\n2,v\n")
+    with pytest.raises(ValueError, match=r"must stay as it is.*Received: no column 'a', which was"):
+        list(table.batches())
+
+
+def test_integers_beyond_those_of_floats_stay_texts_also_beside_empty_cells(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(f"a,b,y\n{2**53 + 1},{2**53 - 1},u\n,,v\n")
+    frame = read(path)
+    assert frame["a"].tolist()[:1] == [str(2**53 + 1)]
+    assert frame["b"].tolist()[:1] == [2**53 - 1]
 
 
 def test_rows_are_taken_by_number_in_the_order_asked_for(tmp_path):

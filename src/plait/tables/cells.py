@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Set
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -97,14 +97,23 @@ def numbers(values: "pd.Series") -> tuple[np.ndarray, np.ndarray]:
 def texts(values: "pd.Series") -> np.ndarray:
     """Returns a column as texts `(b,)`, `""` for empty cells.
 
+    An integer is written without a point: beside empty cells pandas keeps it as a float.
+
     Example:
     >>> import pandas as pd
     >>> from plait.tables.cells import texts
     >>> texts(pd.Series(["true", None, "FALSE"])).tolist()
     ['true', '', 'FALSE']
+    >>> texts(pd.Series([7, None])).tolist()
+    ['7', '']
     """
     missing = np.asarray(values.isna())
-    return values.astype(object).where(~missing, "").astype(str).to_numpy(dtype=object)
+    found = values.astype(object).where(~missing, "")
+    return found.map(_whole).astype(str).to_numpy(dtype=object)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def truth_values(different: Set[str]) -> set[str]:

@@ -37,7 +37,8 @@ _KINDS = {b"PAR1": "a Parquet file", b"PK\x03\x04": "a zip or NPZ file", b"\x1f\
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 # Digits that a number would not print back: 007 becomes 7.
 _PADDED = r"[+-]?0\d+"
-_EXACT = 2**53  # integers above it are not all different as floats
+_WHOLE = r"\s*[+-]?\d+\s*"
+_EXACT = 2**53  # integers from here on are not all different as floats
 
 _CELLS = 2**20  # of a batch, about: their texts need some 60 MB
 
@@ -127,35 +128,42 @@ class Numbered:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = set(texts)
-        self._kinds: dict[str, Any] = {}
+        self._gaps: set[str] = set()
+        self._fractions: set[str] = set()
         self._inexact: set[str] = set()
 
     def add(self, frame: "pd.DataFrame") -> None:
         """Looks at the next rows."""
         pandas = need_pandas()
         types = pandas.api.types
-        for name in frame.columns:
+        for name, values in frame.items():
             if name in self._texts:
                 continue
+            there = values.dropna()
+            if len(there) < len(values):
+                self._gaps.add(name)
             try:
-                numbers = pandas.to_numeric(frame[name])
+                numbers = pandas.to_numeric(there)
             except (ValueError, TypeError):
                 self._texts.add(name)
                 continue
-            if frame[name].str.fullmatch(_PADDED, na=False).any():
+            if there.str.fullmatch(_PADDED).any():
                 self._texts.add(name)
                 continue
-            kinds = (self._kinds.get(name, numbers.dtype), numbers.dtype)
-            self._kinds[name] = np.result_type(*kinds)
-            whole = not types.is_float_dtype(numbers.dtype)
-            if whole and (numbers.astype("float64").abs() > _EXACT).any():
+            # How pandas reads an integer depends on the others beside it: its text tells.
+            whole = name not in self._fractions and (
+                types.is_integer_dtype(numbers.dtype) or there.str.fullmatch(_WHOLE).all()
+            )
+            if not whole:
+                self._fractions.add(name)
+            elif (numbers.astype("float64").abs() >= _EXACT).any():
                 self._inexact.add(name)
 
     def typed(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         """Returns rows that were looked at, with numbers for texts where a column holds them."""
         pandas = need_pandas()
         columns = {
-            name: pandas.to_numeric(values).astype(self._kinds[name])
+            name: pandas.to_numeric(values).astype(self._kind(name))
             if self._is_number(name)
             else values
             for name, values in frame.items()
@@ -163,9 +171,10 @@ class Numbered:
         return pandas.DataFrame(columns, index=frame.index)
 
     def _is_number(self, name: str) -> bool:
-        if name in self._texts:
-            return False
-        return name not in self._inexact or np.issubdtype(self._kinds[name], np.floating)
+        return name not in self._texts | (self._inexact - self._fractions)
+
+    def _kind(self, name: str) -> str:
+        return "float64" if name in self._gaps | self._fractions else "int64"
 
 
 def _ending(path: pathlib.Path) -> str:
@@ -394,11 +403,43 @@ def _parquet_data(path: pathlib.Path) -> Any:
 
     files = _parquet_files(path) if path.is_dir() else [str(path)]
     base = str(path if path.is_dir() else path.parent)
-    data = pyarrow.dataset.dataset(
-        files, format="parquet", partitioning="hive", partition_base_dir=base
-    )
+    options = {"format": "parquet", "partitioning": "hive", "partition_base_dir": base}
+    data = pyarrow.dataset.dataset(files, **options)
+    if len(files) > 1:  # pyarrow would take the columns of the first for those of all
+        data = pyarrow.dataset.dataset(files, schema=_common_schema(data, path), **options)
     _different(data.schema.names, str(path))
     return data
+
+
+def _common_schema(data: Any, path: pathlib.Path) -> Any:
+    """Returns the columns of all files of a pyarrow data set, each of a type that holds them all.
+
+    A column that a file lacks, or has nothing in, is empty there.
+    """
+    import pyarrow
+
+    # That of the data set is the first file's, with what the names of folders say.
+    schemas = [data.schema, *(part.physical_schema for part in data.get_fragments())]
+    try:
+        return pyarrow.unify_schemas(map(_decoded, schemas), promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise ValueError(
+            message(
+                f"A column must be of one type in all files of {path}",
+                str(error),
+                "Write the files again from one table",
+            )
+        ) from error
+
+
+def _decoded(schema: Any) -> Any:
+    """Returns a schema of pyarrow with the values of dictionaries in their place."""
+    import pyarrow
+
+    dictionary = pyarrow.types.is_dictionary
+    return pyarrow.schema(
+        [f.with_type(f.type.value_type) if dictionary(f.type) else f for f in schema]
+    )
 
 
 def _parquet_batches(path: pathlib.Path, rows: int | None) -> Frames:

@@ -22,7 +22,8 @@ class Table:
     back the same stay texts: 007, and integers beyond 2^53. A line of a JSON lines file is an
     object, whose values are read as cells of a CSV file. In an NPZ file each array with one axis is
     a column, and an array `x` of shape `(b, d)` gives the columns `x0`, `x1`, … A folder is read as
-    the Parquet files in it; folders named `column=value` are a column.
+    the Parquet files in it; folders named `column=value` are a column. A column that a file lacks
+    is empty there, and numbers of several types are read as the one that holds them all.
 
     Args:
         path: A file that ends in one of `ENDINGS`, or a folder of Parquet files.
@@ -76,16 +77,12 @@ class Table:
         rows = 0
         for frame in raw_batches(self.path, self._size):
             rows += len(frame)
-            if set(self.columns) <= set(frame.columns):
-                yield self._typed(frame)[self.columns]
+            lost = [name for name in self.columns if name not in frame.columns]
+            if lost:
+                raise ValueError(self._changed(f"no column {lost[0]!r}, which was there before"))
+            yield self._typed(frame)[self.columns]
         if rows != self.rows:
-            raise ValueError(
-                message(
-                    f"{self.path} must stay as it is while it is read",
-                    f"{rows:,} rows where {self.rows:,} were before",
-                    "Wait until it is written",
-                )
-            )
+            raise ValueError(self._changed(f"{rows:,} rows where {self.rows:,} were before"))
 
     def without(self, names: Sequence[str]) -> "Table":
         """Returns the table without some columns."""
@@ -102,6 +99,10 @@ class Table:
             near = np.searchsorted(wanted, [first, first + len(frame)])
             found.append(frame.iloc[wanted[slice(*near)] - first])
         return need_pandas().concat(found).loc[rows]
+
+    def _changed(self, received: str) -> str:
+        rule = f"{self.path} must stay as it is while it is read"
+        return message(rule, received, "Wait until it is written")
 
     def _typed(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         return frame if self._numbers is None else self._numbers.typed(frame)
