@@ -72,6 +72,13 @@ def test_every_public_module_has_a_page_of_the_reference(module):
     assert f"::: {module}" in page.read_text()
 
 
+def test_every_result_that_is_linked_has_a_page():
+    index = (DOCS.parent / "benchmarks" / "results" / "README.md").read_text()
+    linked = re.findall(r"\]\(([\w./-]+)\)", index)
+    assert {"cpu-2-cores.md", "scaling.svg"} <= set(linked)
+    assert [name for name in linked if not (DOCS / "results" / name).exists()] == []
+
+
 def test_every_picture_is_shown_and_drawn_by_the_script():
     script = ast.parse((DOCS / "pictures.py").read_text())
     drawn = next(
