@@ -191,6 +191,7 @@ def test_einsum_over_the_last_axis(rng, equation, units):
 
 
 BAD = {
+    "a variable by keyword": lambda w, x: torch.matmul(x, w).add(other=w.mean(0)),
     "over the rows": lambda w, x: x - x.mean(0),
     "over all": lambda w, x: x / x.abs().sum(),
     "rows moved": lambda w, x: x.flip(0),
@@ -207,6 +208,9 @@ BAD = {
     "rolled": lambda w, x: torch.roll(x, 1, 0),
     "cumulated": lambda w, x: torch.cumsum(x, 0),
     "softmax over rows": lambda w, x: functional.softmax(x, dim=0),
+    "in place": lambda w, x: (lambda y: y + x.mul_(2))(torch.matmul(x, w)),
+    "in place by an argument": lambda w, x: functional.relu(torch.matmul(x, w), inplace=True),
+    "into another": lambda w, x: torch.mul(x, 2, out=torch.empty_like(x)),
     "split rows": lambda w, x: torch.cat(x.split(3)),
 }
 

@@ -18,7 +18,7 @@ from plait.training.on_disk import OnDisk
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_SCORED = 50_000  # rows that anything is measured on: more would tell no more
+MOST_SCORED = 50_000  # rows on which losses are computed: their standard error is small
 IN_MEMORY = 2**26  # bytes of rows to learn from; what needs more lies in a file
 _SHARE = 0.2  # held out for scoring without a test table, and again for early stopping
 _FEWEST = 10
@@ -65,12 +65,12 @@ class AllRows(NamedTuple):
         return Rows(self.table, self.x[rows], self.y[rows], rows)
 
     def drawn(self, seed: int = 0) -> Rows:
-        """Returns as many of the rows as anything is measured on."""
+        """Returns at most `MOST_SCORED` of the rows, drawn at random."""
         return self.take(measured(np.arange(len(self.y)), seed))
 
 
 def measured(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Returns as many of the rows as anything is measured on."""
+    """Returns at most `MOST_SCORED` of the rows, drawn at random."""
     return draw(rows, MOST_SCORED, seed)
 
 
@@ -126,7 +126,7 @@ class Parts(NamedTuple):
     name: str
 
     def seen(self, seed: int) -> Rows:
-        """Returns rows that are not scored on: all, or as many as anything is measured on."""
+        """Returns rows that are not scored on, at most `MOST_SCORED` of them."""
         seen = np.concatenate([self.train, self.valid.numbers])
         return self.rows.take(measured(seen, seed))
 

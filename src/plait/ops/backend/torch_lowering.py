@@ -325,16 +325,20 @@ class _Lowered(torch.Tensor):
                 if isinstance(answer, torch.Tensor):  # for example `x.T`
                     raise NotLoweredError(name)
                 return answer
+            # A product is computed late, and a function that is not lowered runs again: operands
+            # must stay as they are.
+            in_place = name != func.__name__ and not func.__name__.startswith("_")
+            if in_place or kwargs.get("inplace") or kwargs.get("out") is not None:
+                raise NotLoweredError(func.__name__)
             if _Pending in types:
                 if name == "to" and _is_there(*args, **kwargs):
                     return args[0]
                 if name not in ("add", "radd") or not _is_affine(*args, **kwargs):
                     args, kwargs = tree_map_only(_Pending, _Pending.made, (args, kwargs))
-            in_place = name != func.__name__ and not func.__name__.startswith("_")
             own = [a for a in args if isinstance(a, _Variable)]
             if any(isinstance(a, _Variable) for a in kwargs.values()):
                 raise NotLoweredError(name)
-            if own and name in _WITH_VARIABLES and not in_place:
+            if own and name in _WITH_VARIABLES:
                 result = _WITH_VARIABLES[name](own[0].runs, *args, **kwargs)
             elif own and name in _POINTWISE:
                 result = _pointwise(func, args, kwargs, own)
@@ -452,9 +456,11 @@ def _is_there(x, *args, **kwargs):
     return True
 
 
-def _is_affine(x, b, **options):
+def _is_affine(*operands, **options):
     """Whether a product that is not computed yet is added to a bias."""
-    product, bias = (b, x) if isinstance(x, _Variable) else (x, b)
+    if len(operands) != 2:
+        return False
+    bias, product = sorted(operands, key=lambda operand: type(operand) is _Pending)
     return (
         type(product) is _Pending
         and isinstance(bias, _Variable)
