@@ -16,7 +16,8 @@ from torch.nn import functional  # noqa: E402
 
 from plait.ops.backend import torch as native  # noqa: E402
 from plait.ops.backend.common import NotLoweredError  # noqa: E402
-from plait.ops.backend.torch_lowering import GroupedRuns, Runs, lowered  # noqa: E402
+from plait.ops.backend.torch_lowering import lowered  # noqa: E402
+from plait.ops.backend.torch_runs import GroupedRuns, Runs  # noqa: E402
 from plait.ops.dispatch import apply_experts  # noqa: E402
 
 BOUNDS = [0, 2, 2, 5, 6]  # the second expert has no rows

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plait.errors import message
-from plait.tables.reading import Frames, Numbered, holds_texts, need_pandas, raw_batches
+from plait.tables.numbered import Numbered
+from plait.tables.reading import Frames, holds_texts, need_pandas, raw_batches
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,8 @@ from plait.ops.backend.common import (
     numbered,
     vectorized_map_with,
 )
-from plait.ops.backend.torch_lowering import GroupedRuns, Runs, lowered
+from plait.ops.backend.torch_lowering import lowered
+from plait.ops.backend.torch_runs import GroupedRuns, Runs
 from plait.ops.backend.torch_vmap import vectorize
 
 __all__ = [

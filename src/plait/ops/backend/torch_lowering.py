@@ -9,16 +9,15 @@ each row separately raises `NotLoweredError`.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from plait.ops.backend.common import NotLoweredError
+from plait.ops.backend.torch_runs import GroupedRuns, Runs, add, affine, product, spread
 
-__all__ = ["GroupedRuns", "Runs", "lowered"]
+__all__ = ["lowered"]
 
 
 def lowered(function, variables, rows, runs):
@@ -42,270 +41,6 @@ def lowered(function, variables, rows, runs):
     if not all(type(y) is _Rows and y.shape[0] == runs.num_rows for y in results):
         raise NotLoweredError("an output that is not made of the rows")
     return [y.as_subclass(torch.Tensor) for y in results]
-
-
-class Runs:
-    """Which rows belong to which expert, known to the host: a kernel for each expert in use.
-
-    Args:
-        bounds: Integers; the rows of expert `l` are `bounds[l]:bounds[l + 1]`.
-        device: Where the rows are.
-
-    Attributes:
-        num_rows: `r`.
-        num_experts: `e`.
-        used: Triples of an expert, its first row and the row after its last; only those with rows.
-    """
-
-    def __init__(self, bounds, device):
-        self.num_rows = bounds[-1]
-        self.num_experts = len(bounds) - 1
-        self.used = [(i, a, b) for i, (a, b) in enumerate(pairwise(bounds)) if a < b]
-        self._loads = [b - a for a, b in pairwise(bounds)]
-        self._device = device
-        self._expert = None
-
-    def expert(self):
-        """Returns int64 `(r,)`, the expert of each row."""
-        if self._expert is None:
-            loads = torch.tensor(self._loads, device=self._device)
-            self._expert = torch.repeat_interleave(loads)
-        return self._expert
-
-    def product(self, x, w, b=None):
-        """Returns `y[i] = x[i] @ w[expert of i]`: `(r, t, d)` and `(e, d, u)` to `(r, t, u)`.
-
-        With `b`, `(e, u)`, it is added in the same pass.
-        """
-        y = x.new_empty((*x.shape[:-1], w.shape[-1]))
-        if b is None:
-            self._write(torch.mm, y, x, w)
-        else:
-            self._write(_addmm, y, x, w, b)
-        return y
-
-    def outer(self, x, g):
-        """Returns `w[l] = Σ_i x[i]ᵀ g[i]` over the rows of expert `l`."""
-        full = len(self.used) == self.num_experts
-        shape = self.num_experts, x.shape[-1], g.shape[-1]
-        w = x.new_empty(shape) if full else x.new_zeros(shape)
-        slices = w.unbind()
-        for expert, a, b in self.used:
-            torch.mm(x[a:b].flatten(0, -2).T, g[a:b].flatten(0, -2), out=slices[expert])
-        return w
-
-    def add(self, x, b):
-        """Returns `y[i] = x[i] + b[expert of i]`: `(r, …, u)` and `(e, u)` to `(r, …, u)`."""
-        y = torch.empty_like(x)
-        self._write(torch.add, y, x, b)
-        return y
-
-    def sum_rows(self, x):
-        """Returns `p[l] = Σ_i x[i]` over the rows of expert `l`: `(r, …)` to `(e, …)`."""
-        p = x.new_zeros((self.num_experts, *x.shape[1:]))
-        slices = p.unbind()
-        for expert, a, b in self.used:
-            torch.sum(x[a:b], 0, out=slices[expert])
-        return p
-
-    def _write(self, function, y, x, *variables):
-        """Writes `function(x, *variables)` to `y`, run by run."""
-        flat = (y.flatten(1, -2), x.flatten(1, -2)) if y.ndim > 2 else (y, x)
-        times = flat[0].shape[1] if y.ndim > 2 else 1
-        y, x = (tensor.reshape(-1, tensor.shape[-1]) for tensor in flat)
-        most = 4 * len(self.used) > self.num_experts
-        stacks = [variable.unbind() if most else variable for variable in variables]
-        for expert, a, b in self.used:
-            own = [stack[expert] for stack in stacks]
-            function(x[a * times : b * times], *own, out=y[a * times : b * times])
-
-
-def _addmm(x, w, b, out):
-    torch.addmm(b, x, w, out=out)
-
-
-class GroupedRuns:
-    """Which rows belong to which expert, known to the device alone: one grouped kernel for all.
-
-    The host never waits for the loads. Rows behind the last that counts are given to the expert
-    that has the last one: what they give means nothing.
-
-    Args:
-        offsets: int32 `(e + 1,)`; the rows of expert `l` are `offsets[l]:offsets[l + 1]`.
-        num_rows: `r`.
-
-    Attributes:
-        num_rows: `r`.
-        num_experts: `e`.
-    """
-
-    def __init__(self, offsets, num_rows):
-        self.num_rows = num_rows
-        self.num_experts = len(offsets) - 1
-        self._ends = torch.where(offsets[1:] >= offsets[-1], num_rows, offsets[1:])
-        self._expert = None
-
-    def expert(self):
-        """Returns int64 `(r,)`, the expert of each row."""
-        if self._expert is None:
-            rows = torch.arange(self.num_rows, device=self._ends.device)
-            self._expert = torch.searchsorted(self._ends.long(), rows, right=True)
-        return self._expert
-
-    def product(self, x, w, b=None):
-        """See `Runs.product`."""
-        flat = x.flatten(0, -2)
-        y = self._grouped(flat, w, flat.shape[0]).unflatten(0, x.shape[:-1])
-        return y if b is None else self.add(y, b)
-
-    def outer(self, x, g):
-        """See `Runs.outer`."""
-        x, g = x.flatten(0, -2), g.flatten(0, -2)
-        return self._grouped(x.T, g, x.shape[0])
-
-    def add(self, x, b):
-        """See `Runs.add`."""
-        b = b.index_select(0, self.expert())
-        return x + b.reshape(-1, *(1,) * (x.ndim - 2), b.shape[-1])
-
-    def sum_rows(self, x):
-        """See `Runs.sum_rows`."""
-        p = x.new_zeros((self.num_experts, *x.shape[1:]))
-        return p.index_add(0, self.expert(), x)
-
-    def _grouped(self, x, w, num_rows):
-        ends = (self._ends * (num_rows // max(self.num_rows, 1))).int()
-        try:
-            return functional.grouped_mm(x, w, offs=ends)
-        except (RuntimeError, ValueError) as error:  # a dtype or strides that it does not take
-            raise NotLoweredError(str(error)) from error
-
-
-def _apply(function, *args):
-    """Returns the result of an autograd function, called directly where no gradient is needed."""
-    wanted = torch.is_grad_enabled() and any(
-        isinstance(a, torch.Tensor) and a.requires_grad for a in args
-    )
-    return function.apply(*args) if wanted else function.forward(*args)
-
-
-class _Product(torch.autograd.Function):
-    """`y[i] = x[i] @ w[expert of i]`: `(r, t, d)` and `(e, d, u)` to `(r, t, u)`."""
-
-    @staticmethod
-    def forward(x, w, runs):
-        return runs.product(x, w)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, w, ctx.runs = inputs
-        ctx.save_for_backward(x, w)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, w = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        to_x = _apply(_Product, gradient, w.mT, ctx.runs) if ctx.needs_input_grad[0] else None
-        to_w = _apply(_Outer, x, gradient, ctx.runs) if ctx.needs_input_grad[1] else None
-        return to_x, to_w, None
-
-
-class _Affine(torch.autograd.Function):
-    """`y[i] = x[i] @ w[expert of i] + b[expert of i]`, with `b` of shape `(e, u)`."""
-
-    @staticmethod
-    def forward(x, w, b, runs):
-        return runs.product(x, w, b)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, w, _, ctx.runs = inputs
-        ctx.save_for_backward(x, w)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, w = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        wanted = ctx.needs_input_grad
-        axes = tuple(range(1, gradient.ndim - 1))
-        rows = gradient.sum(axes) if axes else gradient
-        return (
-            _apply(_Product, gradient, w.mT, ctx.runs) if wanted[0] else None,
-            _apply(_Outer, x, gradient, ctx.runs) if wanted[1] else None,
-            _apply(_SumRows, rows, ctx.runs) if wanted[2] else None,
-            None,
-        )
-
-
-class _Outer(torch.autograd.Function):
-    """`w[l] = Σ_i x[i]ᵀ g[i]` over the rows of expert `l`: `(r, t, d)` and `(r, t, u)`."""
-
-    @staticmethod
-    def forward(x, g, runs):
-        return runs.outer(x, g)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, g, ctx.runs = inputs
-        ctx.save_for_backward(x, g)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, g = ctx.saved_tensors
-        return (
-            _apply(_Product, g, gradient.mT, ctx.runs),
-            _apply(_Product, x, gradient, ctx.runs),
-            None,
-        )
-
-
-class _Add(torch.autograd.Function):
-    """`y[i] = x[i] + b[expert of i]`: `(r, …, u)` and `(e, u)` to `(r, …, u)`."""
-
-    @staticmethod
-    def forward(x, b, runs):
-        return runs.add(x, b)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.runs, ctx.axes = inputs[2], tuple(range(1, inputs[0].ndim - 1))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        rows = gradient.sum(ctx.axes) if ctx.axes else gradient
-        return gradient, _apply(_SumRows, rows, ctx.runs), None
-
-
-class _Spread(torch.autograd.Function):
-    """`y[i] = p[expert of i]`: `(e, …)` to `(r, …)`."""
-
-    @staticmethod
-    def forward(p, runs):
-        return p.index_select(0, runs.expert())
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.runs = inputs[1]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _apply(_SumRows, gradient, ctx.runs), None
-
-
-class _SumRows(torch.autograd.Function):
-    """`p[l] = Σ_i x[i]` over the rows of expert `l`: `(r, …)` to `(e, …)`."""
-
-    @staticmethod
-    def forward(x, runs):
-        return runs.sum_rows(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.runs = inputs[1]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _apply(_Spread, gradient, ctx.runs), None
 
 
 def _rows(tensor):
@@ -379,7 +114,7 @@ class _Pending(_Rows):
     def made(self):
         """Returns the product."""
         if self.value is None:
-            self.value = _rows(_apply(_Product, *self.operands))
+            self.value = _rows(product(*self.operands))
         return self.value
 
 
@@ -433,7 +168,7 @@ def _spread(variable, rank):
     if stack.ndim > rank:
         raise NotLoweredError("a variable of more axes than the rows")
     stack = stack.reshape(-1, *(1,) * (rank - stack.ndim), *stack.shape[1:])
-    return _apply(_Spread, stack, variable.runs)
+    return spread(stack, variable.runs)
 
 
 def _product(runs, x, w, **options):
@@ -460,13 +195,13 @@ def _is_affine(*operands, **options):
     """Whether a product that is not computed yet is added to a bias."""
     if len(operands) != 2:
         return False
-    bias, product = sorted(operands, key=lambda operand: type(operand) is _Pending)
+    bias, pending = sorted(operands, key=lambda operand: type(operand) is _Pending)
     return (
-        type(product) is _Pending
+        type(pending) is _Pending
         and isinstance(bias, _Variable)
-        and product.value is None
-        and bias.shape == product.shape[-1:]
-        and bias.dtype == product.dtype
+        and pending.value is None
+        and bias.shape == pending.shape[-1:]
+        and bias.dtype == pending.dtype
         and not options
     )
 
@@ -475,10 +210,10 @@ def _add(runs, x, b, **options):
     rows, variable = (b, x) if isinstance(x, _Variable) else (x, b)
     if type(rows) is _Pending:
         x, w, _ = rows.operands
-        return _apply(_Affine, x, w, variable.stack, runs)
+        return affine(x, w, variable.stack, runs)
     bias = type(rows) is _Rows and rows.ndim > 1 and variable.ndim == 1
     if bias and rows.shape[-1] == variable.shape[0] and not options:
-        return _apply(_Add, _plain(rows), variable.stack, runs)
+        return add(_plain(rows), variable.stack, runs)
     return _pointwise(torch.add, (x, b), options, [variable])
 
 
@@ -502,7 +237,7 @@ def _einsum(runs, equation, *operands):
     stack = stack.flatten(2) if len(new) > 1 else stack
     if len(new) == 1:
         return _Pending.of(rows, stack, runs)
-    return _apply(_Product, rows, stack, runs).unflatten(-1, w.shape[len(summed) :])
+    return product(rows, stack, runs).unflatten(-1, w.shape[len(summed) :])
 
 
 def _plain(rows):
